@@ -1,0 +1,55 @@
+# Each target does its own set-up, in a fresh clone too.  The build runs as the user who called make
+# (under sudo: SUDO_UID); only what makes network namespaces runs as root: see scripts/as-root.
+
+ARGS =
+PYTHON = .venv/bin/python
+INVOKER = scripts/as-invoker
+ROOT = scripts/as-root
+STRICT = -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wpedantic -Wconversion \
+         -Wstrict-prototypes -Wmissing-prototypes -fanalyzer -Werror -Icsrc
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test bench lint sanitize wheel setup clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo "ARGS='...' is passed on by demo, test and bench: make test ARGS='-k listen'"
+
+demo: setup ## two pods, one handoff each, with the evidence after every step (ARGS=--pause)
+	@$(ROOT) .venv/bin/pyztun demo $(ARGS)
+
+test: setup ## all tests; without root or sudo those that can run in a user namespace
+	@$(ROOT) $(PYTHON) -m pytest $(ARGS)
+
+bench: setup ## measure against the C floor and print the table
+	@$(ROOT) $(PYTHON) -m bench $(ARGS)
+
+lint: ## ruff, mypy strict, and the C core with every warning an error
+	@scripts/setup-system
+	@$(INVOKER) scripts/build-venv lint
+	$(INVOKER) $(PYTHON) -m ruff check .
+	$(INVOKER) $(PYTHON) -m ruff format --check .
+	$(INVOKER) $(PYTHON) -m mypy
+	@set -e; for file in csrc/*.c; do echo "gcc -fanalyzer -Werror $$file"; \
+	    $(INVOKER) gcc $(STRICT) -c -o /dev/null $$file; done
+
+sanitize: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/setup-system --sanitizers
+	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c
+	@$(ROOT) $(MAKE) --no-print-directory -C tests/c check
+
+wheel: ## sdist, wheel from the sdist, and a check of it in a fresh venv
+	@scripts/setup-system
+	@$(INVOKER) scripts/build-venv build
+	@$(INVOKER) scripts/build-wheel
+	@$(INVOKER) scripts/check-wheel
+
+setup: ## only the set-up: system packages, .venv, the project in it
+	@scripts/setup-system
+	@$(INVOKER) scripts/build-venv
+
+clean: ## remove all that was built, .venv too
+	rm -rf .venv build dist *.egg-info pyztun/_core.c pyztun/_core*.so \
+	    .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi

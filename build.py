@@ -1,0 +1,55 @@
+"""Defines the cffi builders. The interface is cut out of csrc/pyztun.h, never retyped.
+
+A hand-copied cdef with a wrong integer width compiles without a warning and returns garbage, so the
+one header that the C compiler checks is also what cffi reads.
+
+PYZTUN_SANITIZE=address,undefined (or thread) builds the extension with those sanitizers.
+"""
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = [
+    "csrc/fdpass.c",
+    "csrc/handoff.c",
+    "csrc/listen.c",
+    "csrc/netns.c",
+    "csrc/netns_create.c",
+    "csrc/responder.c",
+    "csrc/seats.c",
+    "csrc/step.c",
+]
+HEADERS = ["csrc/pyztun.h", "csrc/internal.h", "csrc/seats.h"]
+BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
+CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hidden"]
+
+
+def cut_cdef(header: str) -> str:
+    """Returns the text between the two markers; a missing or doubled marker fails the build."""
+    if header.count(BEGIN) != 1 or header.count(END) != 1:
+        raise SystemExit(f"build.py: the header needs one {BEGIN!r} and one {END!r}")
+    return header.split(BEGIN)[1].split(END, maxsplit=1)[0]
+
+
+def sanitizer_flags() -> list[str]:
+    kinds = os.environ.get("PYZTUN_SANITIZE")
+    if not kinds:
+        return []
+    # Python's own CFLAGS bring -fwrapv, which would hide signed overflow from UBSan.
+    return [f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-fno-wrapv", "-g", "-O1"]
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(cut_cdef((ROOT / "csrc/pyztun.h").read_text()))
+ffibuilder.set_source(
+    "pyztun._core",
+    '#include "pyztun.h"',
+    sources=SOURCES,
+    depends=HEADERS,
+    include_dirs=["csrc"],
+    extra_compile_args=CFLAGS + sanitizer_flags(),
+    extra_link_args=["-pthread", *sanitizer_flags()],
+)

@@ -1,0 +1,100 @@
+/*
+ * netns_create.c: a fresh netns, and a name for it.
+ *
+ * Theory of operation: unshare(CLONE_NEWNET) moves the thread that calls it. A helper thread does
+ * it, sets loopback up, opens its own netns and ends; the fd alone keeps the netns alive. A name is
+ * what `ip netns add` makes of it: an empty file with the nsfs inode mounted over it, in a
+ * directory that is a shared mount of its own, so that the mount and its removal reach every mount
+ * namespace.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+struct birth {
+    struct pz_failure *failure;
+    int result; /* the fd, or -errno */
+};
+
+static int loopback_up(void)
+{
+    struct ifreq request = {.ifr_name = "lo"};
+    PZ_SCOPED sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (sock == -1 || ioctl(sock, SIOCGIFFLAGS, &request) == -1)
+        return -errno;
+    request.ifr_flags |= IFF_UP;
+    return ioctl(sock, SIOCSIFFLAGS, &request) == -1 ? -errno : 0;
+}
+
+static void *be_born(void *argument)
+{
+    struct birth *birth = argument;
+
+    if (unshare(CLONE_NEWNET) == -1) {
+        birth->result = pz_fail(birth->failure, PZ_STEP_UNSHARE, -1, errno);
+        return NULL;
+    }
+    int rc = loopback_up();
+    if (rc < 0) {
+        birth->result = pz_fail(birth->failure, PZ_STEP_LOOPBACK, -1, -rc);
+        return NULL;
+    }
+    birth->result = pz_netns_home();
+    if (birth->result < 0)
+        pz_fail(birth->failure, PZ_STEP_OPEN_HOME, -1, -birth->result);
+    return NULL;
+}
+
+int pz_netns_create(struct pz_failure *failure)
+{
+    struct birth birth = {failure, 0};
+    int rc = pz_in_helper_thread(be_born, &birth);
+
+    return rc < 0 ? pz_fail(failure, PZ_STEP_THREAD, -1, -rc) : birth.result;
+}
+
+static int share_directory(const char *dir)
+{
+    if (mount("", dir, "none", MS_SHARED | MS_REC, NULL) == 0)
+        return 0;
+    /* EINVAL: not a mount point yet. */
+    if (errno != EINVAL || mount(dir, dir, "none", MS_BIND | MS_REC, NULL) == -1)
+        return -errno;
+    return mount("", dir, "none", MS_SHARED | MS_REC, NULL) == -1 ? -errno : 0;
+}
+
+int pz_netns_pin(int netns_fd, const char *dir, const char *path, struct pz_failure *failure)
+{
+    char source[32];
+
+    if (mkdir(dir, 0755) == -1 && errno != EEXIST)
+        return pz_fail(failure, PZ_STEP_MKDIR, -1, errno);
+    int rc = share_directory(dir);
+    if (rc < 0)
+        return pz_fail(failure, PZ_STEP_MOUNT, -1, -rc);
+    long file = PZ_RETRY(open(path, O_RDONLY | O_CLOEXEC | O_CREAT | O_EXCL, 0));
+    if (file == -1)
+        return pz_fail(failure, PZ_STEP_CREATE, -1, errno);
+    close((int)file);
+    snprintf(source, sizeof source, "/proc/self/fd/%d", netns_fd);
+    if (mount(source, path, "none", MS_BIND, NULL) == -1) {
+        int error = errno;
+        unlink(path);
+        return pz_fail(failure, PZ_STEP_MOUNT, -1, error);
+    }
+    return 0;
+}
+
+int pz_netns_unpin(const char *path)
+{
+    return umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == -1 ? -errno : 0;
+}

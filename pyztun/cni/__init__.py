@@ -1,0 +1,1 @@
+"""pyztun-cni: the node agent's side, which opens netns and passes their descriptors."""

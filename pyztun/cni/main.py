@@ -1,0 +1,67 @@
+"""The command `pyztun-cni`: decides what was asked for and loads only that."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = """\
+usage: pyztun-cni [OPTIONS] SOCKET NETNS...
+       pyztun-cni [OPTIONS] SOCKET --release NETNS|cookie:N...
+       pyztun-cni [OPTIONS] SOCKET --list
+
+Opens each network namespace and passes its descriptor over the Unix socket SOCKET to a ztunnel,
+which makes its listeners inside; waits for the answer and prints `listeners ready` once per
+confirmed NETNS. Needs no capability: opening a named netns is enough. Works as well with a
+receiver that never answers.
+
+NETNS    a path (/run/netns/ns2), a bare name (ns2, meaning /run/netns/ns2), pid:N (the netns of a
+         process) or fd:N (a descriptor that this command inherited)
+
+options:
+  --release          let go of each NETNS instead; by cookie:N once its path is gone
+  --list             print what the ztunnel holds, one netns a line
+  --timeout SECONDS  for connecting and for each answer (default 2)
+  --require-ready    exit with 3 where an answer does not come in time (default: 0)
+  --verbose          print each answer to stderr
+  --help             print this and exit
+  --version          print the version and exit
+
+exit status:
+  0  done, or sent to a receiver that did not answer
+  1  refused or failed; one line on stderr says why. With several NETNS all are tried
+  2  usage
+  3  not confirmed, with --require-ready
+
+examples:
+  ip netns add ns2 && ip -n ns2 link set lo up
+  pyztun-cni /tmp/zt.sock ns2
+  pyztun-cni /tmp/zt.sock pid:4711 /run/netns/ns3
+  pyztun-cni /tmp/zt.sock --release cookie:4133
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. ``argv`` without the program name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    from pyztun.cni import arguments
+
+    try:
+        asked = arguments.parse(words)
+    except arguments.UsageError as error:
+        sys.stderr.write(f"pyztun-cni: {error}\nTry 'pyztun-cni --help'.\n")
+        return 2
+    if asked.action == "help":
+        sys.stdout.write(HELP)
+        return 0
+    if asked.action == "version":
+        from pyztun import __version__
+
+        sys.stdout.write(f"pyztun-cni {__version__}\n")
+        return 0
+    from pyztun.cni import oneshot
+
+    return oneshot.run(asked)

@@ -1,0 +1,395 @@
+"""The only importer of the native module: ints and bytes in, exceptions and OwnedFds out.
+
+The interface and its contracts are in ``csrc/pyztun.h``; here a negative result becomes an
+exception that names the syscall and the object. Every call releases the GIL. A wait that a signal
+interrupts comes back so that Python can run its handler, and goes on with the time that is left
+(PEP 475).
+"""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic
+
+from pyztun._core import ffi, lib
+from pyztun.errors import NotANetns, SyscallError, explain
+from pyztun.fds import OwnedFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from pyztun._core import CData
+
+MAX_FDS: int = lib.PZ_MAX_FDS
+MAX_LISTENERS: int = lib.PZ_MAX_LISTENERS
+STREAM, SEQPACKET = 1, 5  # SOCK_STREAM and SOCK_SEQPACKET; importing socket would double our start
+
+IPV4, IPV6 = 4, 6
+_IPV4_BYTES, _IPV6_BYTES = 4, 16
+MAX_PORT = 65535
+
+REUSEADDR: int = lib.PZ_REUSEADDR
+REUSEPORT: int = lib.PZ_REUSEPORT
+TRANSPARENT: int = lib.PZ_TRANSPARENT
+FREEBIND: int = lib.PZ_FREEBIND
+V6ONLY: int = lib.PZ_V6ONLY
+NONBLOCK: int = lib.PZ_NONBLOCK
+
+
+def _check(rc: int, syscall: str, subject: str) -> int:
+    """Returns a result >= 0; raises what a negative errno stands for."""
+    if rc >= 0:
+        return rc
+    raise explain(-rc, syscall, subject)
+
+
+def _step(failure: CData) -> tuple[str, int]:
+    return ffi.string(lib.pz_step_name(failure.step)).decode(), failure.index
+
+
+def _wait(call: Callable[[int], int], timeout: float | None) -> int:
+    """Calls with milliseconds (-1: no limit) until the result is not -EINTR."""
+    if timeout is None:
+        while (rc := call(-1)) == -errno.EINTR:
+            pass
+        return rc
+    deadline = monotonic() + timeout
+    while True:
+        left = max(0.0, deadline - monotonic())
+        rc = call(min(int(left * 1000 + 0.999), 0x7FFFFFFF))
+        if rc != -errno.EINTR:
+            return rc
+
+
+# ---- messages with descriptors -----------------------------------------------------------------
+
+
+def send(
+    sock: int,
+    data: bytes,
+    fds: Sequence[int] = (),
+    timeout: float | None = None,
+    subject: str = "Unix socket",
+) -> None:
+    """Sends all of ``data``, with ``fds`` (borrowed, at most MAX_FDS) on its first byte.
+
+    Blocks up to ``timeout`` seconds for room. SyscallError: EPIPE, ECONNRESET, ETIMEDOUT, E2BIG ...
+    """
+    sent = _send_some(sock, data, fds, timeout, subject)
+    while sent < len(data):
+        sent += _send_some(sock, data[sent:], (), timeout, subject)
+
+
+def _send_some(
+    sock: int, data: bytes, fds: Sequence[int], timeout: float | None, subject: str
+) -> int:
+    rc = _wait(lambda ms: lib.pz_send(sock, data, len(data), fds, len(fds), ms), timeout)
+    return _check(rc, "sendmsg", subject)
+
+
+def receive(
+    sock: int,
+    size: int,
+    max_fds: int = 0,
+    timeout: float | None = None,
+    subject: str = "Unix socket",
+) -> tuple[bytes, list[OwnedFd]]:
+    """Receives one message of up to ``size`` bytes and ``max_fds`` descriptors.
+
+    :returns: the bytes (empty at the end of the stream) and the descriptors, which the caller owns.
+    Blocks up to ``timeout`` seconds. SyscallError: EPROTO too many descriptors, EMSGSIZE message
+    too long, EMFILE our fd table is full, ETIMEDOUT; every descriptor that came is then closed
+    already.
+    """
+    buffer = ffi.new("uint8_t[]", size)
+    fds = ffi.new("int[]", max(1, max_fds))
+    nfds = ffi.new("size_t *")
+    rc = _wait(lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), timeout)
+    got = _check(rc, "recvmsg", subject)
+    return bytes(ffi.buffer(buffer, got)), [OwnedFd(fds[i]) for i in range(nfds[0])]
+
+
+def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) -> OwnedFd:
+    """Connects a Unix socket; blocks up to ``timeout`` seconds while the backlog is full."""
+    encoded = path.encode("utf-8", "surrogateescape")
+    rc = _wait(lambda ms: lib.pz_unix_connect(encoded, kind, ms), timeout)
+    return OwnedFd(_check(rc, "connect", path))
+
+
+# ---- network namespaces ------------------------------------------------------------------------
+
+_nsfs: list[int] = []
+
+
+def nsfs_device() -> int:
+    """st_dev of nsfs, one number for the whole life of a machine; read once."""
+    if not _nsfs:
+        dev = ffi.new("uint64_t *")
+        _check(lib.pz_nsfs_device(dev), "fstatfs", "/proc/thread-self/ns/net")
+        _nsfs.append(int(dev[0]))
+    return _nsfs[0]
+
+
+def inspect(fd: int, subject: str) -> tuple[int, int, int]:
+    """(dev, inode, id) of a netns fd; id is its cookie, or 0 where the kernel (< 6.18) cannot tell.
+
+    Never blocks on the file's filesystem. NotANetns for anything else than a network namespace.
+    """
+    info = ffi.new("struct pz_netns_info *")
+    rc = lib.pz_netns_inspect(fd, nsfs_device(), info)
+    if rc == -errno.EINVAL:
+        raise NotANetns(errno.EINVAL, f"{subject}: not a network namespace")
+    _check(rc, "statx", subject)
+    return info.dev, info.ino, info.id
+
+
+def owner(fd: int, subject: str) -> int:
+    """uid of the owner of the user namespace that owns the netns.
+
+    EPERM: it lies outside our own.
+    """
+    uid = ffi.new("uint32_t *")
+    _check(lib.pz_netns_owner(fd, uid), "ioctl(NS_GET_OWNER_UID)", subject)
+    return int(uid[0])
+
+
+def home() -> OwnedFd:
+    """Opens the netns in which the calling thread is."""
+    return OwnedFd(_check(lib.pz_netns_home(), "open", "/proc/thread-self/ns/net"))
+
+
+def prove_home(fd: int) -> None:
+    """Shows that the calling thread could come back to ``fd``, its own netns. MissingCapability."""
+    _check(lib.pz_netns_prove_home(fd), "setns(home)", "")
+
+
+def netns_cookie(fd: int, subject: str, home_fd: int = -1) -> int:
+    """The cookie of a netns. Before Linux 6.18 this needs what :func:`listen` needs."""
+    cookie, failure = ffi.new("uint64_t *"), ffi.new("struct pz_failure *")
+    rc = lib.pz_netns_cookie(fd, home_fd, cookie, failure)
+    if rc < 0:
+        raise explain(-rc, _step(failure)[0], subject)
+    return int(cookie[0])
+
+
+def socket_cookie(sock: int) -> int:
+    """The cookie of the netns to which a socket belongs (SO_NETNS_COOKIE, Linux 5.14)."""
+    cookie = ffi.new("uint64_t *")
+    _check(lib.pz_socket_cookie(sock, cookie), "getsockopt(SO_NETNS_COOKIE)", f"fd {sock}")
+    return int(cookie[0])
+
+
+class ListenerSpec:
+    """One TCP listener that is to be made.
+
+    :param host: the address as written, for error texts.
+    :param packed: 4 or 16 bytes, network order.
+    :param port: 0..65535, 0 lets the kernel choose.
+    :param backlog: for listen(2); the pod's net.core.somaxconn caps it.
+    :param flags: REUSEADDR | REUSEPORT | TRANSPARENT | FREEBIND | V6ONLY | NONBLOCK.
+    :param mark: SO_MARK, 0 for none.
+    :param scope_id: interface index in the pod, for an IPv6 link-local address.
+    """
+
+    __slots__ = ("backlog", "flags", "host", "mark", "packed", "port", "scope_id")
+
+    def __init__(
+        self,
+        host: str,
+        packed: bytes,
+        port: int,
+        *,
+        backlog: int,
+        flags: int,
+        mark: int = 0,
+        scope_id: int = 0,
+    ) -> None:
+        if len(packed) not in (_IPV4_BYTES, _IPV6_BYTES):
+            raise ValueError(f"an address has 4 or 16 bytes, not {len(packed)}")
+        if not 0 <= port <= MAX_PORT:
+            raise ValueError(f"port {port} is not in 0..{MAX_PORT}")
+        self.host, self.packed, self.port = host, packed, port
+        self.backlog, self.flags, self.mark, self.scope_id = backlog, flags, mark, scope_id
+
+    def __str__(self) -> str:
+        host = self.host if self.family == IPV4 else f"[{self.host}]"
+        return f"{host}:{self.port}"
+
+    @property
+    def family(self) -> int:
+        """IPV4 or IPV6, by the length of the address."""
+        return IPV4 if len(self.packed) == _IPV4_BYTES else IPV6
+
+
+class ListenPlan:
+    """The listeners of one workload, laid out for C once and opened in any number of netns.
+
+    One thread at a time: the result of a call is written to memory of the plan.
+    """
+
+    __slots__ = ("_failure", "_fds", "_size", "_wanted", "specs")
+
+    def __init__(self, specs: Iterable[ListenerSpec]) -> None:
+        self.specs = tuple(specs)
+        self._size = len(self.specs)
+        if not 0 < self._size <= MAX_LISTENERS:
+            raise ValueError(f"1..{MAX_LISTENERS} listeners at a time, not {self._size}")
+        self._wanted = ffi.new("struct pz_listener[]", self._size)
+        self._fds = ffi.new("int[]", self._size)
+        self._failure = ffi.new("struct pz_failure *")
+        for native, spec in zip(self._wanted, self.specs, strict=True):
+            ffi.buffer(native.address)[0 : len(spec.packed)] = spec.packed
+            native.family = spec.family
+            native.port, native.backlog, native.flags = spec.port, spec.backlog, spec.flags
+            native.mark, native.scope_id = spec.mark, spec.scope_id
+
+    def open(self, netns_fd: int, home_fd: int, subject: str) -> list[int]:
+        """Makes the listeners in the netns, all or none; the caller owns the descriptors.
+
+        Neither blocks nor moves the calling thread as seen from outside this call; see
+        pz_listen() for ``home_fd`` (-1 opens and proves it). MissingCapability, AddressInUse,
+        SyscallError.
+        """
+        rc = lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, self._fds, self._failure)
+        if rc < 0:
+            raise self._explain(-rc, subject)
+        return list(self._fds)
+
+    def _explain(self, number: int, subject: str) -> SyscallError:
+        syscall, index = _step(self._failure)
+        where = f"{self.specs[index]} in {subject}" if index >= 0 else subject
+        return explain(number, syscall, where)
+
+
+def create_netns() -> OwnedFd:
+    """A fresh netns with loopback up; the calling thread does not move. MissingCapability."""
+    failure = ffi.new("struct pz_failure *")
+    rc = lib.pz_netns_create(failure)
+    if rc < 0:
+        raise explain(-rc, _step(failure)[0], "new netns")
+    return OwnedFd(rc)
+
+
+def pin_netns(fd: int, directory: str, path: str) -> None:
+    """Names a netns as ``ip netns add`` does. MissingCapability; SyscallError EEXIST."""
+    failure = ffi.new("struct pz_failure *")
+    rc = lib.pz_netns_pin(fd, directory.encode(), path.encode(), failure)
+    if rc < 0:
+        raise explain(-rc, _step(failure)[0], path)
+
+
+def unpin_netns(path: str) -> None:
+    """Takes the mount away from a netns name; the empty file stays."""
+    _check(lib.pz_netns_unpin(path.encode()), "umount", path)
+
+
+# ---- the services' native waits ----------------------------------------------------------------
+
+TAKE: int = lib.PZ_EVENT_TAKE
+RELEASE: int = lib.PZ_EVENT_RELEASE
+RELEASE_COOKIE: int = lib.PZ_EVENT_RELEASE_COOKIE
+LIST: int = lib.PZ_EVENT_LIST
+MALFORMED: int = lib.PZ_EVENT_MALFORMED
+DENIED: int = lib.PZ_EVENT_DENIED
+WOKEN: int = lib.PZ_EVENT_WOKEN
+QUIET: int = lib.PZ_EVENT_QUIET
+
+WHY_BYTE: int = lib.PZ_WHY_BYTE
+WHY_FDS: int = lib.PZ_WHY_FDS
+WHY_COOKIE: int = lib.PZ_WHY_COOKIE
+WHY_TRUNCATED: int = lib.PZ_WHY_TRUNCATED
+WHY_LATE: int = lib.PZ_WHY_LATE
+WHY_FD_TABLE: int = lib.PZ_WHY_FD_TABLE
+
+
+class Handoff:
+    """The seed form's receiver: blocks in C until one complete request is there.
+
+    One thread owns it. ``request`` is the last event's struct pz_request.
+
+    :param listener: a listening Unix stream socket, borrowed.
+    :param wake: an eventfd, borrowed; readable means WOKEN.
+    :param uids: who may ask, beside uid 0 and our own.
+    :param max_unsent: bytes of answers not read yet, over all peers.
+    """
+
+    def __init__(
+        self,
+        listener: int,
+        wake: int,
+        *,
+        uids: Sequence[int],
+        max_peers: int,
+        deadline: float,
+        max_unsent: int,
+    ) -> None:
+        error = ffi.new("int *")
+        limits = ffi.new("struct pz_handoff_limits *")
+        limits.max_peers, limits.max_unsent = max_peers, max_unsent
+        limits.deadline_ms = int(deadline * 1000)
+        handle = lib.pz_handoff_new(listener, wake, limits, uids, len(uids), error)
+        _check(error[0], "epoll", "the handoff socket")
+        self._handle = ffi.gc(handle, lib.pz_handoff_free)
+        self.request = ffi.new("struct pz_request *")
+
+    def next(self) -> int:
+        """Blocks until the next event. The last one's peer is closed if it was not answered."""
+        return lib.pz_handoff_next(self._handle, self.request)
+
+    def answer(self, text: bytes, close_after: bool = False) -> None:
+        """Answers the peer of the last event. Never blocks; a vanished peer is no error."""
+        lib.pz_handoff_answer(self._handle, self.request.peer, text, len(text), close_after)
+
+    def drain(self) -> None:
+        """From now on next() serves what is queued and then returns QUIET."""
+        lib.pz_handoff_drain(self._handle)
+
+    def counters(self) -> dict[str, int]:
+        """accepted, evicted, expired, accept_errors, and peers as of now."""
+        out = ffi.new("struct pz_handoff_counters *")
+        lib.pz_handoff_counters(self._handle, out)
+        names = ("accepted", "evicted", "expired", "accept_errors", "peers")
+        return {name: getattr(out, name) for name in names}
+
+    def close(self) -> None:
+        """Closes every peer; the listener and the wake fd stay the caller's."""
+        ffi.release(self._handle)
+
+
+class Responder:
+    """Answers `ok` to every connection of the listeners that it watches.
+
+    One thread calls run(); watch() and forget() may come from any other at any time.
+    """
+
+    def __init__(self, wake: int, *, max_connections: int, deadline: float) -> None:
+        error = ffi.new("int *")
+        handle = lib.pz_responder_new(wake, max_connections, int(deadline * 1000), error)
+        _check(error[0], "epoll", "the responder")
+        self._handle = ffi.gc(handle, lib.pz_responder_free)
+
+    def watch(self, listeners: Sequence[int]) -> None:
+        """Starts to accept on non-blocking listeners (borrowed), all or none."""
+        rc = lib.pz_responder_watch(self._handle, listeners, len(listeners))
+        _check(rc, "epoll_ctl", "listener")
+
+    def forget(self, listeners: Sequence[int]) -> None:
+        """Stops accepting on them; to be called before they are closed."""
+        lib.pz_responder_forget(self._handle, listeners, len(listeners))
+
+    def run(self) -> None:
+        """Blocks until the wake fd is readable."""
+        lib.pz_responder_run(self._handle)
+
+    def accept_queued(self, timeout: float) -> None:
+        """After run(): answers the connections that are queued on the listeners."""
+        lib.pz_responder_accept_queued(self._handle, int(timeout * 1000))
+
+    def finish(self, timeout: float) -> int:
+        """Waits until the last connection is closed; returns how many were still open."""
+        return lib.pz_responder_finish(self._handle, int(timeout * 1000))
+
+    def close(self) -> None:
+        """Closes every connection."""
+        ffi.release(self._handle)

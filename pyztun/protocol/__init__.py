@@ -1,0 +1,1 @@
+"""What passes over the socket, as pure functions: no I/O, no sockets, no os."""

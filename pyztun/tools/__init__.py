@@ -1,0 +1,1 @@
+"""pyztun: tools that use what every user has: the library and the two commands."""

@@ -1,0 +1,1 @@
+"""pyztun-ztunnel: takes netns descriptors, makes listeners in each pod, and stays at home."""

@@ -1,0 +1,22 @@
+"""The command `pyztun-ztunnel`."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. ``argv`` without the program name."""
+    from pyztun.errors import PyztunError
+    from pyztun.ztunnel import service, settings
+
+    asked = settings.parse(argv)
+    try:
+        return service.run(asked)
+    except PyztunError as error:
+        sys.stderr.write(f"pyztun-ztunnel: {error}\n")
+        return 1

@@ -1,0 +1,207 @@
+"""The life of the process: who runs in which thread, how it starts, how it ends.
+
+main        blocks in sigwait(); every other thread has all signals blocked
+handoff     the native wait and its policy (receiver.py); visits the pods
+responder   answers the connections of all pods; never leaves home
+log         writes stdout and stderr
+
+An end is one chain: a signal -> the socket file goes, handoff is woken -> it serves what is
+queued and returns -> responder is woken -> it answers what is queued, the listeners close, it
+waits for its clients -> the process exits. A second signal cuts the chain.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyztun import native
+from pyztun.errors import SyscallError
+from pyztun.netns import NetNs
+from pyztun.socketfile import SocketFile
+from pyztun.ztunnel import limits
+from pyztun.ztunnel.log import Log
+from pyztun.ztunnel.notify import notify
+from pyztun.ztunnel.receiver import Receiver, forbidden
+from pyztun.ztunnel.settings import DEADLINE, Settings
+from pyztun.ztunnel.workloads import Key, Workloads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+THREAD_ENDED = signal.SIGUSR2
+MAX_UNSENT = 16 * 1024 * 1024
+ACCEPT_QUEUED_TIME = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Runs the service until it is told to stop; returns the exit status. PyztunError at start."""
+    # Before any thread, so that every thread inherits it and only sigwait() in main sees a signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [*STOP_SIGNALS, THREAD_ENDED])
+    listeners = len(settings.listeners)
+    budget = limits.share_out(
+        limits.raise_fd_limit(), listeners, settings.max_peers, settings.max_workloads
+    )
+    with NetNs.current() as home:
+        native.prove_home(home.fileno())
+        socket_file = SocketFile.listen(settings.socket, mode=settings.mode, group=settings.group)
+        log = Log("pyztun-ztunnel", settings.log_format)
+        try:
+            return _serve(_Parts.make(settings, budget, home, socket_file, log))
+        finally:
+            socket_file.close()
+            log.close()
+
+
+@dataclass
+class _Parts:
+    """What the threads share. Each wake fd is written by main and read by one thread."""
+
+    log: Log
+    socket_file: SocketFile
+    handoff: native.Handoff
+    responder: native.Responder
+    workloads: Workloads
+    receiver: Receiver
+    handoff_wake: int
+    responder_wake: int
+
+    @classmethod
+    def make(
+        cls,
+        settings: Settings,
+        budget: limits.Budget,
+        home: NetNs,
+        socket_file: SocketFile,
+        log: Log,
+    ) -> _Parts:
+        handoff_wake, responder_wake = os.eventfd(0), os.eventfd(0)
+        handoff = native.Handoff(
+            socket_file.socket.fileno(),
+            handoff_wake,
+            uids=settings.uids,
+            max_peers=budget.max_peers,
+            deadline=DEADLINE,
+            max_unsent=MAX_UNSENT,
+        )
+        responder = native.Responder(
+            responder_wake, max_connections=budget.max_connections, deadline=DEADLINE
+        )
+        plan = native.ListenPlan(settings.listeners)
+        workloads = Workloads(plan, responder, home.fileno())
+        receiver = Receiver(
+            handoff,
+            workloads,
+            handoff_wake,
+            log,
+            max_workloads=budget.max_workloads,
+            not_workloads=forbidden(settings.allow_home, _key(home), _initial_netns()),
+        )
+        log.event(
+            "info",
+            "listening",
+            socket=settings.socket,
+            listeners=" ".join(map(str, settings.listeners)),
+            max_workloads=budget.max_workloads,
+            max_peers=budget.max_peers,
+        )
+        return cls(
+            log,
+            socket_file,
+            handoff,
+            responder,
+            workloads,
+            receiver,
+            handoff_wake,
+            responder_wake,
+        )
+
+    def close(self) -> None:
+        self.workloads.drop_all()
+        self.handoff.close()
+        self.responder.close()
+        os.close(self.handoff_wake)
+        os.close(self.responder_wake)
+
+
+class _Worker(threading.Thread):
+    """A thread whose end, good or bad, reaches main as a signal."""
+
+    def __init__(self, name: str, body: Callable[[], None], log: Log) -> None:
+        super().__init__(name=name, daemon=True)
+        self._body, self._log = body, log
+        self._main = threading.main_thread().ident
+        self.ended = self.failed = False
+
+    def run(self) -> None:
+        try:
+            self._body()
+        except BaseException:
+            self.failed = True
+            self._log.event("error", "bug", thread=self.name, traceback=traceback.format_exc())
+        finally:
+            self.ended = True
+            signal.pthread_kill(self._main or 0, THREAD_ENDED)
+
+
+def _serve(parts: _Parts) -> int:
+    handoff = _Worker("handoff", parts.receiver.run, parts.log)
+    responder = _Worker("responder", lambda: _respond(parts), parts.log)
+    responder.start()
+    handoff.start()
+    notify("READY=1")
+    stopping = False
+    while not (handoff.ended and responder.ended):
+        received = signal.sigwait([*STOP_SIGNALS, THREAD_ENDED])
+        if received in STOP_SIGNALS and stopping:
+            return _end_at_once(parts)
+        if handoff.failed or responder.failed:
+            return _end_at_once(parts)
+        if received in STOP_SIGNALS:
+            stopping = True
+            parts.log.event("info", "draining", signal=signal.Signals(received).name)
+            notify("STOPPING=1")
+            # First the file: who connects from now on learns at once that nobody is here.
+            parts.socket_file.remove()
+            os.eventfd_write(parts.handoff_wake, 1)
+        elif handoff.ended and not responder.ended:
+            os.eventfd_write(parts.responder_wake, 1)
+    parts.close()
+    parts.log.event("info", "stopped")
+    return 0
+
+
+def _respond(parts: _Parts) -> None:
+    """The responder thread. Behind run() it owns the workloads: the handoff thread has ended."""
+    parts.responder.run()
+    parts.responder.accept_queued(ACCEPT_QUEUED_TIME)
+    parts.workloads.drop_all()
+    still_open = parts.responder.finish(DEADLINE)
+    if still_open:
+        parts.log.event("warning", "cut", connections=still_open)
+
+
+def _end_at_once(parts: _Parts) -> int:
+    """Ends the process without waiting for the threads; the kernel closes every listener."""
+    parts.socket_file.remove()
+    parts.log.event("warning", "ended-at-once")
+    parts.log.close(0.2)
+    os._exit(1)
+
+
+def _key(netns: NetNs) -> Key:
+    return netns.dev, netns.inode
+
+
+def _initial_netns() -> Key | None:
+    """The netns of process 1 (in a container the container's), or None where it is not readable."""
+    try:
+        with NetNs.from_pid(1) as initial:
+            return _key(initial)
+    except SyscallError:
+        return None

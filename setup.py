@@ -1,0 +1,13 @@
+"""The part of the build that pyproject.toml cannot say: the cffi extension and its wheel tag."""
+
+import sysconfig
+
+from setuptools import setup
+
+# cffi builds for the limited API: one wheel for 3.10 and later. Free-threaded CPython has none.
+limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+setup(
+    cffi_modules=["build.py:ffibuilder"],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if limited else {},
+)

@@ -1,0 +1,144 @@
+"""CAP_SYS_ADMIN is all that the receiver needs, the sender needs nothing; who lacks it is told."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import REPOSITORY, needs, pods, wire
+from support.pods import Canary, Pod
+from support.programs import Daemon, cni, environment
+
+LISTENERS = {"127.0.0.1:15008", "127.0.0.1:15006", "127.0.0.1:15001"}
+CAP_SYS_ADMIN = 1 << 21
+
+Start = Callable[..., Daemon]
+MakeCanary = Callable[[Pod], Canary]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def check_handoff(pod: Pod, canary: Canary, sock: str, sender: list[str]) -> None:
+    """The walk-through from the handoff to the pod's end, the sender behind a command prefix."""
+    done = cni(sock, pod.path, wrap=sender)
+    assert (done.returncode, done.stdout) == (0, "listeners ready\n"), done.stderr
+    shown = pod.exec("ss", "-ntlH")
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert {row[3] for row in rows} == LISTENERS
+    assert {row[2] for row in rows} == {"4096"}
+    for port in (15008, 15006, 15001):
+        assert pod.ask(port) == b"ok\n"
+    assert pod.refuses(15002)
+    pod.delete()
+    assert canary.alive
+    released = cni(sock, "--release", f"cookie:{pod.cookie}", wrap=sender)
+    assert released.returncode == 0, released.stderr
+    assert canary.died()
+
+
+def test_uid_4242_with_only_cap_sys_admin(
+    pod: Pod,
+    make_canary: MakeCanary,
+    start: Start,
+    only_sys_admin: list[str],
+    no_capability: list[str],
+    shared_directory: Path,
+) -> None:
+    sock = str(shared_directory / "zt.sock")
+    canary = make_canary(pod)
+    ztunnel = start(sock, wrap=only_sys_admin)
+    status = status_of(ztunnel.pid)
+    assert status["Uid"].split() == [str(needs.STRANGER)] * 4
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == CAP_SYS_ADMIN
+    check_handoff(pod, canary, sock, sender=no_capability)
+    assert ztunnel.stop() == 0
+    assert ztunnel.complaints() == []
+    assert not os.path.lexists(sock)
+
+
+@pytest.mark.needs_root
+def test_uid_0_with_only_cap_sys_admin(
+    pod: Pod, make_canary: MakeCanary, start: Start, sock_path: str
+) -> None:
+    ztunnel = start(sock_path, wrap=["setpriv", "--bounding-set=-all,+sys_admin"])
+    assert int(status_of(ztunnel.pid)["CapEff"], 16) == CAP_SYS_ADMIN
+    check_handoff(pod, make_canary(pod), sock_path, sender=[])
+    assert ztunnel.stop() == 0
+
+
+@pytest.mark.needs_root
+def test_without_the_capability_the_refusal_names_it(
+    pod: Pod, start: Start, no_capability: list[str], shared_directory: Path
+) -> None:
+    """It starts (a capability is asked for at setns, not before), says why, and goes on."""
+    sock = str(shared_directory / "zt.sock")
+    ztunnel = start(sock, wrap=no_capability)
+    refused = cni(sock, pod.path, wrap=no_capability)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert "CAP_SYS_ADMIN" in refused.stderr
+    assert "setns" in refused.stderr
+    with pod.opened() as fd:
+        assert "CAP_SYS_ADMIN" in wire.request(sock, wire.TAKE, [fd])
+    assert pod.listening() == set()
+    assert wire.request(sock, wire.LIST) == "end"
+    assert ztunnel.stop() == 0
+    assert "Traceback" not in "".join(ztunnel.stderr.all())
+
+
+@pytest.mark.needs_root
+def test_a_capability_over_another_user_namespace_is_none(
+    pod: Pod, start: Start, shared_directory: Path, own_userns: list[str]
+) -> None:
+    """Root of its own user namespace has every capability, and none over a pod of the host."""
+    sock = str(shared_directory / "zt.sock")
+    ztunnel = start(sock, wrap=own_userns)
+    with pod.opened() as fd:
+        answer = wire.request(sock, wire.TAKE, [fd])
+    assert answer.startswith("error ")
+    assert "CAP_SYS_ADMIN" in answer
+    assert pod.listening() == set()
+    assert ztunnel.stop() == 0
+
+
+@pytest.mark.needs_root
+def test_setcap_on_the_script_has_no_effect(
+    pod: Pod, start: Start, no_capability: list[str], shared_directory: Path
+) -> None:
+    """The kernel takes file capabilities from the interpreter, never from a #! script."""
+    script = shared_directory / "pyztun-ztunnel"
+    start_main = "from pyztun.ztunnel.main import main"
+    script.write_text(f"#!{sys.executable}\nimport sys\n\n{start_main}\n\nsys.exit(main())\n")
+    script.chmod(0o755)
+    subprocess.run(["setcap", "cap_sys_admin+ep", str(script)], check=True)
+    sock = str(shared_directory / "zt.sock")
+    ztunnel = start(sock, command=[str(script)], wrap=no_capability)
+    assert int(status_of(ztunnel.pid)["CapEff"], 16) == 0
+    assert cni(sock, pod.path).returncode == 1
+    assert pod.listening() == set()
+    assert ztunnel.stop() == 0
+
+
+def test_the_whole_walkthrough_in_an_unprivileged_user_namespace(own_userns: list[str]) -> None:
+    """The walk-through's own tests, run by root of a user namespace that a plain user made."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+    argv.append(str(REPOSITORY / "tests/programs/test_walkthrough.py"))
+    inner = subprocess.run(
+        [*own_userns, *argv],
+        env=environment({"PYZTUN_USERNS": "1", "PYZTUN_REQUIRE_ROOT": "0"}),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert inner.returncode == 0, inner.stdout + inner.stderr
+    assert "skipped" not in inner.stdout, inner.stdout
+    assert " passed" in inner.stdout
+    assert "127.0.0.1:15008" not in pods.listening()
