@@ -5,8 +5,6 @@ ARGS =
 PYTHON = .venv/bin/python
 INVOKER = scripts/as-invoker
 ROOT = scripts/as-root
-STRICT = -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wpedantic -Wconversion \
-         -Wstrict-prototypes -Wmissing-prototypes -fanalyzer -Werror -Icsrc
 
 .DEFAULT_GOAL = help
 .PHONY: help demo test bench lint sanitize wheel setup clean
@@ -30,12 +28,11 @@ lint: ## ruff, mypy strict, and the C core with every warning an error
 	$(INVOKER) $(PYTHON) -m ruff check .
 	$(INVOKER) $(PYTHON) -m ruff format --check .
 	$(INVOKER) $(PYTHON) -m mypy
-	@set -e; for file in csrc/*.c; do echo "gcc -fanalyzer -Werror $$file"; \
-	    $(INVOKER) gcc $(STRICT) -c -o /dev/null $$file; done
+	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c analyze
 
 sanitize: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/setup-system --sanitizers
-	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c
+	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c build
 	@$(ROOT) $(MAKE) --no-print-directory -C tests/c check
 
 wheel: ## sdist, wheel from the sdist, and a check of it in a fresh venv
@@ -52,4 +49,3 @@ clean: ## remove all that was built, .venv too
 	rm -rf .venv build dist *.egg-info pyztun/_core.c pyztun/_core*.so \
 	    .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi

@@ -32,12 +32,14 @@
 #include "seats.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20 };
+enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20, MAX_READY = 8192 };
 /* What the epoll word says: one of these, or a seat. */
 #define LISTENER_WORD (UINT32_MAX - 1)
 #define WAKE_WORD     (UINT32_MAX - 2)
@@ -73,6 +75,7 @@ struct pz_handoff {
     int listener;
     int64_t accept_again_ms; /* accepting is paused until then; -1: it is not */
     uint32_t waiting;        /* the peer whose request the caller holds, or PZ_NOBODY */
+    uint64_t nsfs_dev;
     uid_t own_uid;
     bool draining;
 };
@@ -174,7 +177,10 @@ static int read_kind(struct pz_handoff *h, uint32_t seat, uint8_t byte, int fd, 
         peer->cookie = 0;
         return 0;
     }
-    request->fd = wanted == 1 ? fd : -1;
+    if (wanted == 1) {
+        request->fd = fd;
+        request->not_netns = pz_netns_inspect(fd, h->nsfs_dev, &request->netns);
+    }
     return report(h, seat, byte, request);
 }
 
@@ -374,6 +380,25 @@ int pz_handoff_answer(struct pz_handoff *h, uint32_t seat, const uint8_t *text, 
     return 0;
 }
 
+int pz_handoff_take(struct pz_handoff *h, struct pz_request *request, int home_fd,
+                    const struct pz_listener *wanted, size_t n, int *out_fds, const uint8_t *ready,
+                    size_t len, struct pz_failure *failure)
+{
+    char answer[MAX_READY];
+
+    if (len > sizeof answer - COOKIE_DIGITS - 2)
+        return pz_fail(failure, PZ_STEP_ARGUMENT, -1, EMSGSIZE);
+    int rc = pz_listen(request->fd, home_fd, wanted, n, out_fds, failure);
+    if (rc < 0)
+        return rc;
+    struct pz_netns_info *netns = &request->netns;
+    if (netns->id == 0 && pz_socket_cookie(out_fds[0], &netns->id) < 0)
+        netns->id = netns->ino;
+    memcpy(answer, ready, len);
+    int digits = snprintf(answer + len, sizeof answer - len, "%" PRIu64 "\n", netns->id);
+    return pz_handoff_answer(h, request->peer, (const uint8_t *)answer, len + (size_t)digits, 0);
+}
+
 /* What epoll reported of one peer. A stale event names an empty seat or finds nothing to do. */
 static int serve_peer(struct pz_handoff *h, uint32_t seat, struct pz_request *request)
 {
@@ -486,7 +511,10 @@ void pz_handoff_free(struct pz_handoff *h)
 static int set_up(struct pz_handoff *h, int wake, const uint32_t *uids)
 {
     int flags = fcntl(h->listener, F_GETFL);
+    int rc = pz_nsfs_device(&h->nsfs_dev);
 
+    if (rc < 0)
+        return rc;
     if (flags == -1 || fcntl(h->listener, F_SETFL, flags | O_NONBLOCK) == -1)
         return -errno;
     h->peers = calloc(h->limits.max_peers, sizeof *h->peers);
@@ -495,7 +523,7 @@ static int set_up(struct pz_handoff *h, int wake, const uint32_t *uids)
         return -ENOMEM;
     for (size_t i = 0; i < h->nuids; i++)
         h->uids[i] = uids[i];
-    int rc = pz_seats_init(&h->seats, h->limits.max_peers);
+    rc = pz_seats_init(&h->seats, h->limits.max_peers);
     if (rc < 0)
         return rc;
     h->epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -211,9 +211,11 @@ enum pz_why {
 };
 
 struct pz_request {
-    uint64_t cookie; /* PZ_EVENT_RELEASE_COOKIE */
+    struct pz_netns_info netns; /* of fd, unless not_netns */
+    uint64_t cookie;            /* PZ_EVENT_RELEASE_COOKIE */
     uint32_t peer;   /* for pz_handoff_answer() */
-    int32_t fd;      /* PZ_EVENT_TAKE, PZ_EVENT_RELEASE: owned by the caller; else -1 */
+    int32_t fd;        /* PZ_EVENT_TAKE, PZ_EVENT_RELEASE: owned by the caller; else -1 */
+    int32_t not_netns; /* what pz_netns_inspect() says of fd: 0 or -errno */
     int32_t pid;     /* SO_PEERCRED of the peer, as of its connect() */
     uint32_t uid;
     uint32_t gid;
@@ -259,6 +261,16 @@ int pz_handoff_next(struct pz_handoff *h, struct pz_request *request);
  */
 int pz_handoff_answer(struct pz_handoff *h, uint32_t peer, const uint8_t *text, size_t len,
                       int close_after);
+
+/*
+ * Serves a PZ_EVENT_TAKE whose fd is a netns in one call: makes the listeners as pz_listen() does
+ * and answers the peer with the LEN bytes of READY, the cookie in decimal and a newline. Completes
+ * request->netns.id where the kernel told it only now (by the inode before Linux 5.14). Returns 0
+ * with out_fds, or what pz_listen() returns, and then nothing is answered.
+ */
+int pz_handoff_take(struct pz_handoff *h, struct pz_request *request, int home_fd,
+                    const struct pz_listener *wanted, size_t n, int *out_fds, const uint8_t *ready,
+                    size_t len, struct pz_failure *failure);
 
 /* From now on pz_handoff_next() serves what is already queued, never waits, and then returns QUIET.
  */

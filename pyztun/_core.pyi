@@ -117,6 +117,18 @@ class Lib:
     def pz_handoff_answer(
         self, handoff: CData, peer: int, text: bytes, length: int, close_after: int
     ) -> int: ...
+    def pz_handoff_take(
+        self,
+        handoff: CData,
+        request: CData,
+        home_fd: int,
+        wanted: CData,
+        n: int,
+        out_fds: CData,
+        ready: bytes,
+        length: int,
+        failure: CData,
+    ) -> int: ...
     def pz_handoff_drain(self, handoff: CData) -> None: ...
     def pz_handoff_counters(self, handoff: CData, out: CData) -> None: ...
     def pz_handoff_free(self, handoff: CData) -> None: ...

@@ -7,6 +7,7 @@ A stream for the seed form; a seqpacket for ZDS keeps message boundaries. Nothin
 from __future__ import annotations
 
 import errno
+import os
 from time import monotonic
 
 from pyztun import native
@@ -81,6 +82,18 @@ class Channel:
             if error.errno == errno.ECONNRESET:
                 return b"", []
             raise
+
+    def peer_credentials(self) -> tuple[int, int, int]:
+        """(pid, uid, gid) of the peer as of its connect() or listen(): SO_PEERCRED, unix(7)."""
+        import socket
+        import struct
+
+        with socket.socket(fileno=os.dup(self.fileno())) as duplicate:
+            raw = duplicate.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")
+            )
+        pid, uid, gid = struct.unpack("iII", raw)
+        return pid, uid, gid
 
     def close(self) -> None:
         """Closes the connection; does nothing the second time."""

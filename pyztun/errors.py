@@ -61,6 +61,8 @@ _NEEDS = {
 _HINTS = {
     (errno.EAFNOSUPPORT, "socket"): "this address family is not available in the netns",
     (errno.EADDRNOTAVAIL, "bind"): "no interface in the netns has this address",
+    (errno.ETIMEDOUT, "connect"): "its backlog stayed full",
+    (errno.ECONNREFUSED, "connect"): "nobody listens there",
     (errno.EMFILE, None): "the fd limit of this process (RLIMIT_NOFILE) is reached",
     (errno.ENFILE, None): "the fd limit of this machine (fs.file-max) is reached",
     (errno.ENOSPC, "unshare(CLONE_NEWNET)"): "the limit user.max_net_namespaces is reached",

@@ -60,10 +60,17 @@ class OwnedFd:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            import warnings
-
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            what = repr(self)
             self.close()
+            _warn(f"unclosed {what}", self)
 
     def __repr__(self) -> str:
         return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd closed>"
+
+
+def _warn(text: str, source: OwnedFd) -> None:
+    try:
+        import warnings
+    except ImportError:  # the interpreter is ending, and every descriptor with it
+        return
+    warnings.warn(text, ResourceWarning, stacklevel=3, source=source)

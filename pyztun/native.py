@@ -138,10 +138,16 @@ def inspect(fd: int, subject: str) -> tuple[int, int, int]:
     """
     info = ffi.new("struct pz_netns_info *")
     rc = lib.pz_netns_inspect(fd, nsfs_device(), info)
-    if rc == -errno.EINVAL:
-        raise NotANetns(errno.EINVAL, f"{subject}: not a network namespace")
-    _check(rc, "statx", subject)
+    if rc < 0:
+        raise not_a_netns(-rc, subject)
     return info.dev, info.ino, info.id
+
+
+def not_a_netns(number: int, subject: str) -> SyscallError:
+    """The error for what pz_netns_inspect() says of a descriptor."""
+    if number in (errno.EINVAL, errno.ENOTTY):
+        return NotANetns(errno.EINVAL, f"{subject}: not a network namespace")
+    return explain(number, "statx", subject)
 
 
 def owner(fd: int, subject: str) -> int:
@@ -256,6 +262,24 @@ class ListenPlan:
             raise self._explain(-rc, subject)
         return list(self._fds)
 
+    def open_for(self, handoff: CData, request: CData, home_fd: int, ready: bytes) -> list[int]:
+        """Handoff.take(); it is here because it fills this plan's memory."""
+        fds = self._fds
+        rc = lib.pz_handoff_take(
+            handoff,
+            request,
+            home_fd,
+            self._wanted,
+            self._size,
+            fds,
+            ready,
+            len(ready),
+            self._failure,
+        )
+        if rc < 0:
+            raise self._explain(-rc, "the pod")
+        return list(fds)
+
     def _explain(self, number: int, subject: str) -> SyscallError:
         syscall, index = _step(self._failure)
         where = f"{self.specs[index]} in {subject}" if index >= 0 else subject
@@ -340,6 +364,14 @@ class Handoff:
     def answer(self, text: bytes, close_after: bool = False) -> None:
         """Answers the peer of the last event. Never blocks; a vanished peer is no error."""
         lib.pz_handoff_answer(self._handle, self.request.peer, text, len(text), close_after)
+
+    def take(self, plan: ListenPlan, home_fd: int, ready: bytes) -> list[int]:
+        """Serves TAKE: makes the listeners in the request's netns and answers READY + cookie.
+
+        ``request.netns.id`` is the cookie afterwards. The caller owns the descriptors.
+        SyscallError: nothing is answered yet.
+        """
+        return plan.open_for(self._handle, self.request, home_fd, ready)
 
     def drain(self) -> None:
         """From now on next() serves what is queued and then returns QUIET."""

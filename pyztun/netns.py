@@ -11,7 +11,7 @@ import errno
 import os
 
 from pyztun import native
-from pyztun.errors import NetnsGone, explain
+from pyztun.errors import MissingCapability, NetnsGone, explain
 from pyztun.fds import OwnedFd
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 NAMES = "/run/netns"
+MAX_DIGITS = 10
 
 # O_NONBLOCK and O_NOCTTY: a typo may name a FIFO or a terminal, and opening must do nothing to
 # either.
@@ -53,7 +54,9 @@ class NetNs:
         NetnsGone, NotANetns.
         """
         kind, colon, number = reference.partition(":")
-        if colon and kind in ("pid", "fd") and number.isascii() and number.isdigit():
+        # Ten digits hold every pid and fd; a longer number names nothing, and int() has limits.
+        is_number = number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS
+        if colon and kind in ("pid", "fd") and is_number:
             return cls.from_pid(int(number)) if kind == "pid" else cls.from_fd(int(number))
         if "/" in reference:
             return cls.from_path(reference)
@@ -88,6 +91,8 @@ class NetNs:
         """Takes a duplicate of ``fd``, which stays the caller's."""
         try:
             own = OwnedFd(os.dup(fd))
+        except OverflowError as error:
+            raise _cannot_open(errno.EBADF, f"fd:{fd}") from error
         except OSError as error:
             raise _cannot_open(error.errno or errno.EIO, f"fd:{fd}") from error
         return cls(own, f"fd:{fd}")
@@ -238,4 +243,6 @@ def listener_spec(
 def _cannot_open(number: int, reference: str) -> Exception:
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.EBADF, errno.ENAMETOOLONG):
         return NetnsGone(number, f"{reference}: no such netns")
+    if number == errno.EACCES and reference.startswith("pid:"):
+        return MissingCapability(number, f"open {reference}: EACCES (needs CAP_SYS_PTRACE over it)")
     return explain(number, "open", reference)

@@ -11,8 +11,9 @@ die() { say "$@" >&2; exit 1; }
 
 am_root() { [ "$(id -u)" = 0 ]; }
 
-# True if sudo works now, after asking for a password where there is a terminal to ask on.  `sudo -v`
-# comes first because it refuses a stranger to sudoers without a question and without a file in /run.
+# True if sudo works now, after asking for a password where there is a terminal to ask on. `sudo -v`
+# comes first because it refuses a stranger to sudoers without a question and without a file in
+# /run.
 can_sudo() {
     local refusal
     command -v sudo >/dev/null || return 1
@@ -24,7 +25,8 @@ can_sudo() {
 as_sudo_user() { setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID" --init-groups "$@"; }
 
 # True under `sudo make` in a tree that the user behind sudo can write: then what is built shall be
-# theirs.  In a tree that only root can write, such as a clone made by `sudo git clone`, root builds.
+# theirs.  In a tree that only root can write, such as a clone made by `sudo git clone`, root
+# builds.
 behind_sudo() {
     am_root && [ "${SUDO_UID:-0}" != 0 ] && as_sudo_user test -w "$root" 2>/dev/null
 }

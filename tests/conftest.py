@@ -16,7 +16,7 @@ from support import leaks, needs, peers, pods, privilege, programs  # noqa: E402
 
 SWITCH = "PYZTUN_REQUIRE_ROOT=1"
 MARKERS = {
-    "needs_netns": "can make a network namespace and enter it",
+    "needs_netns": "can make a network namespace, enter it and set its loopback up",
     "needs_named_netns": "can do `ip netns add`",
     "needs_root": "is root and can become another user",
     "needs_userns": "a user without capabilities can make a user namespace",
@@ -24,6 +24,7 @@ MARKERS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    privilege.use_a_temporary_directory_for_all()
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}; else skips ({SWITCH}: fails)")
 
@@ -146,23 +147,20 @@ def seed_peers(
 
 
 @pytest.fixture
-def only_sys_admin() -> Iterator[list[str]]:
+def only_sys_admin() -> list[str]:
     """A command prefix: uid 4242 with CAP_SYS_ADMIN and no other capability."""
     needs.require("needs_root")
-    with privilege.only_sys_admin() as prefix:
-        yield prefix
+    return privilege.only_sys_admin()
 
 
 @pytest.fixture
-def no_capability() -> Iterator[list[str]]:
+def no_capability() -> list[str]:
     """A command prefix: a user (4242, if we are root) without any capability."""
-    with privilege.no_capability() as prefix:
-        yield prefix
+    return privilege.no_capability()
 
 
 @pytest.fixture
-def own_userns() -> Iterator[list[str]]:
+def own_userns() -> list[str]:
     """A command prefix: root of a fresh user namespace of a user without capabilities."""
     needs.require("needs_userns")
-    with privilege.own_userns() as prefix:
-        yield prefix
+    return privilege.own_userns()

@@ -7,6 +7,7 @@ native module: this is a command that a CNI plugin may run for every pod.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from time import monotonic
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pyztun.cni.arguments import Asked
 
 DONE, FAILED, UNCONFIRMED = 0, 1, 3
+
+
+class NoReceiver(PyztunError):
+    """Nobody can be reached at the socket, so no other NETNS would fare better."""
 
 
 class Unanswered(Exception):
@@ -37,24 +42,37 @@ class Sender:
         self._path, self._timeout = path, timeout
         self._channel: Channel | None = None
 
-    def connect(self) -> Channel:
-        """The connection, made if there is none. SyscallError."""
-        if self._channel is None:
-            self._channel = Channel.connect(self._path, timeout=self._timeout)
-        return self._channel
-
     def ask(self, request: bytes, netns: NetNs | None = None) -> seed.Answer:
-        """Sends one request and waits for its answer. Unanswered, SyscallError, ProtocolError."""
+        """Sends one request and waits for its answer; the timeout covers connecting too.
+
+        NoReceiver, Unanswered, SyscallError, ProtocolError.
+        """
         deadline = monotonic() + self._timeout
         fds = () if netns is None else (netns.fileno(),)
-        self.connect().send(request, fds, max(0.0, deadline - monotonic()))
+        reused = self._channel is not None
+        try:
+            self._connect(deadline).send(request, fds, _left(deadline))
+        except SyscallError as error:
+            self.close()
+            if not reused or error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise
+            # The receiver had closed the connection before: this request did not reach it.
+            self._connect(deadline).send(request, fds, _left(deadline))
         return self.answer(deadline)
+
+    def _connect(self, deadline: float) -> Channel:
+        if self._channel is None:
+            try:
+                self._channel = Channel.connect(self._path, timeout=_left(deadline))
+            except SyscallError as error:
+                raise NoReceiver(str(error)) from error
+        return self._channel
 
     def answer(self, deadline: float) -> seed.Answer:
         """Waits for one more answer line until the moment ``deadline``."""
         try:
-            left = max(0.0, deadline - monotonic())
-            return seed.parse(self.connect().receive_line(seed.MAX_LINE, left))
+            line = self._connect(deadline).receive_line(seed.MAX_LINE, _left(deadline))
+            return seed.parse(line)
         except PeerClosed as error:
             self.close()
             raise Unanswered("the receiver closed the connection") from error
@@ -70,20 +88,27 @@ class Sender:
             self._channel = None
 
 
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - monotonic())
+
+
 def run(asked: Asked) -> int:
     """Does what the command line asks; returns the exit status."""
     sender = Sender(asked.socket, asked.timeout)
     try:
-        sender.connect()
         if asked.action == "list":
-            return _list(sender, asked)
-        results = [_one(sender, asked, reference) for reference in asked.references]
+            results = [_list(sender, asked)]
+        else:
+            results = [_one(sender, asked, reference) for reference in asked.references]
+        sys.stdout.flush()
     except PyztunError as error:
         return _say(str(error))
     except KeyboardInterrupt:
         return _say("interrupted")
-    except BrokenPipeError:
-        return FAILED
+    except OSError as error:
+        # Python flushes stdout once more at exit and would complain a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say(f"stdout: {error.strerror}")
     finally:
         sender.close()
     return next((status for status in (FAILED, UNCONFIRMED) if status in results), DONE)
@@ -95,6 +120,8 @@ def _one(sender: Sender, asked: Asked, reference: str) -> int:
             answer = sender.ask(seed.release_cookie(int(reference.removeprefix("cookie:"))))
         else:
             with NetNs.open(reference) as netns:
+                if asked.verbose:
+                    print(f"{reference}: sending fd {netns.fileno()}", file=sys.stderr)
                 request = seed.RELEASE if asked.action == "release" else seed.TAKE
                 answer = sender.ask(request, netns)
     except Unanswered as error:
@@ -105,8 +132,6 @@ def _one(sender: Sender, asked: Asked, reference: str) -> int:
         sender.close()
         return _say(f"{reference}: {error}")
     except SyscallError as error:
-        if error.errno in (errno.EPIPE, errno.ECONNRESET):
-            sender.close()
         text = str(error)
         return _say(text if reference in text else f"{reference}: {text}")
     return _tell(answer, asked, reference)

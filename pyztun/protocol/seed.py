@@ -13,6 +13,7 @@ RELEASE_COOKIE = b"\x03"
 LIST = b"\x04"
 
 MAX_COOKIE = 2**64 - 1
+MAX_COOKIE_DIGITS = 20
 MAX_LINE = 16384
 """Bytes of one answer: 64 listeners of at most 60 bytes, a cookie, and room."""
 MAX_REASON = 1000
@@ -28,9 +29,17 @@ def release_cookie(cookie: int) -> bytes:
     return b"%b%d\n" % (RELEASE_COOKIE, cookie)
 
 
+def ready_without_cookie(addresses: str) -> bytes:
+    """What the answers to TAKE have in common: the cookie and a newline follow.
+
+    :param addresses: ``ADDR:PORT``, separated by blanks.
+    """
+    return f"{READY} {addresses} netns=".encode()
+
+
 def ready(addresses: str, cookie: int) -> bytes:
-    """The answer to TAKE. ``addresses``: ``ADDR:PORT`` separated by blanks."""
-    return f"{READY} {addresses} netns={cookie}\n".encode()
+    """The answer to TAKE."""
+    return b"%b%d\n" % (ready_without_cookie(addresses), cookie)
 
 
 def released(cookie: int) -> bytes:
@@ -81,13 +90,19 @@ def parse(line: bytes) -> Answer:
         return Answer(END)
     words = rest.split(" ")
     label, _, digits = words[-1].partition("=")
-    if label == "netns" and digits.isascii() and digits.isdigit() and int(digits) <= MAX_COOKIE:
+    if label == "netns" and _is_cookie(digits):
         addresses = tuple(printable(word) for word in words[:-1])
         if (kind in (READY, HELD) and all(addresses) and addresses) or (
             kind == RELEASED and not addresses
         ):
             return Answer(kind, addresses, int(digits))
     raise ProtocolError(f"not an answer of the seed form: {printable(text[:80])!r}")
+
+
+def _is_cookie(digits: str) -> bool:
+    # The length first: int() refuses a string of more than 4300 digits with a ValueError.
+    decimal = digits.isascii() and digits.isdigit() and len(digits) <= MAX_COOKIE_DIGITS
+    return decimal and int(digits) <= MAX_COOKIE
 
 
 def printable(text: str) -> str:

@@ -66,10 +66,11 @@ class Log:
         gather = threading.Event()
         going_on = True
         while going_on:
-            batch = [self._queue.get()]
-            if batch[0] is not None:
-                gather.wait(GATHER)
+            batch: list[Event | None] = []
             with contextlib.suppress(Empty):
+                batch.append(self._queue.get(timeout=QUIET if self._repeats else None))
+                if batch[0] is not None:
+                    gather.wait(GATHER)
                 while len(batch) < MAX_QUEUED:
                     batch.append(self._queue.get_nowait())
             going_on = None not in batch

@@ -1,8 +1,11 @@
 """The seed form's receiver: one complete request at a time, what to do with it, what to answer.
 
 Runs in the handoff thread, which owns everything here. The answer goes out first; what need not
-precede it (the log) follows. Every descriptor that a request brings is closed in the turn that
-serves it.
+precede it (serving the listeners, the log) follows. Every descriptor that a request brings is
+closed in the turn that serves it.
+
+From a request to its answer python runs cold, so each line counts there: `_take` decides, and one
+native call listens and answers.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyztun.ztunnel.log import Log
-    from pyztun.ztunnel.workloads import Key, Workloads
+    from pyztun.ztunnel.workloads import Workloads
 
 DRAIN_TIME = 2.0
 """Seconds for the requests that are queued when the service is told to stop."""
@@ -28,24 +31,29 @@ DRAIN_TIME = 2.0
 class Receiver:
     """Serves the handoff until it is woken, then what is queued, then returns.
 
+    :param plan: the listeners of each workload.
+    :param home_fd: netns of the thread that calls run(), proven, borrowed.
     :param wake: the eventfd that ends it, borrowed.
-    :param not_workloads: netns that are refused, by what they are called.
+    :param not_workloads: inodes of netns that are refused, and what they are called.
     """
 
     def __init__(
         self,
         handoff: native.Handoff,
+        plan: native.ListenPlan,
         workloads: Workloads,
-        wake: int,
         log: Log,
         *,
+        home_fd: int,
+        wake: int,
         max_workloads: int,
-        not_workloads: dict[Key, str],
+        not_workloads: dict[int, str],
     ) -> None:
-        self._handoff, self._workloads = handoff, workloads
-        self._wake, self._log = wake, log
+        self._handoff, self._request = handoff, handoff.request
+        self._plan, self._home_fd = plan, home_fd
+        self._ready = seed.ready_without_cookie(" ".join(map(str, plan.specs)))
+        self._workloads, self._log, self._wake = workloads, log, wake
         self._max_workloads, self._not_workloads = max_workloads, not_workloads
-        self._request = handoff.request
         self._stop_at: float | None = None
 
     def run(self) -> None:
@@ -59,57 +67,78 @@ class Receiver:
             native.DENIED: self._denied,
             native.WOKEN: self._woken,
         }
-        while True:
-            event = self._handoff.next()
-            if event == native.QUIET:
-                return
+        next_event = self._handoff.next
+        while (event := next_event()) != native.QUIET:
             serve[event]()
             if self._stop_at is not None and monotonic() > self._stop_at:
                 return
 
     def _take(self) -> None:
-        fd = self._request.fd
+        request = self._request
+        fd, inode = request.fd, request.netns.ino
         try:
-            self._take_fd(fd)
+            if (refusal := self._refusal(inode)) is not None:
+                self._refuse(refusal)
+            elif (held := self._workloads.get(inode)) is not None:
+                self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+            else:
+                listeners = self._handoff.take(self._plan, self._home_fd, self._ready)
+                self._hold(inode, request.netns.id, listeners)
         except SyscallError as error:
             self._refuse(str(error))
         finally:
             os.close(fd)
 
-    def _take_fd(self, fd: int) -> None:
-        dev, inode, cookie = native.inspect(fd, "the descriptor")
-        key = (dev, inode)
-        workload = self._workloads.get(key)
-        if workload is not None:
-            self._handoff.answer(workload.ready)
+    def _refusal(self, inode: int) -> str | None:
+        """Why this netns is not taken, or None."""
+        if self._request.not_netns:
+            return self._not_a_netns()
+        if inode in self._not_workloads:
+            return self._not_workloads[inode]
+        if self._workloads.get(inode) is None:
+            if self._stop_at is not None:
+                return "shutting down"
+            if len(self._workloads) >= self._max_workloads:
+                return f"the limit of {self._max_workloads} workloads is reached"
+        return None
+
+    def _hold(self, inode: int, cookie: int, listeners: list[int]) -> None:
+        """What follows the answer."""
+        try:
+            self._workloads.add(inode, cookie, listeners)
+        except SyscallError as error:
+            # Closed listeners refuse, which is better than ones that hang.
+            self._log.event("error", "lost", netns=cookie, reason=str(error))
             return
-        if key in self._not_workloads:
-            self._refuse(self._not_workloads[key])
-        elif self._stop_at is not None:
-            self._refuse("shutting down")
-        elif len(self._workloads) >= self._max_workloads:
-            self._refuse(f"the limit of {self._max_workloads} workloads is reached")
-        else:
-            workload = self._workloads.add(fd, key, cookie)
-            self._handoff.answer(workload.ready)
-            self._log.announce("listeners ready")
-            self._log.event(
-                "info", "listeners-ready", netns=workload.cookie, inode=inode, **self._peer()
-            )
+        self._log.announce("listeners ready")
+        self._log.event(
+            "info",
+            "listeners-ready",
+            netns=cookie,
+            inode=inode,
+            fd=self._request.fd,
+            **self._peer(),
+        )
 
     def _release(self) -> None:
-        fd = self._request.fd
+        request = self._request
         try:
-            dev, inode, cookie = native.inspect(fd, "the descriptor")
-            workload = self._workloads.get((dev, inode))
-            cookie = workload.cookie if workload else cookie or self._workloads.find_cookie(fd)
-        except SyscallError as error:
-            self._refuse(str(error))
-            return
+            if request.not_netns:
+                self._refuse(self._not_a_netns())
+                return
+            workload = self._workloads.get(request.netns.ino)
+            cookie = workload.cookie if workload else request.netns.id or self._find_cookie()
         finally:
             # Before the answer: who reads it may rely on nothing of ours pinning the netns.
-            os.close(fd)
+            os.close(request.fd)
         self._let_go(cookie)
+
+    def _find_cookie(self) -> int:
+        """The cookie of a netns that is not held; its inode where the kernel tells none."""
+        try:
+            return native.netns_cookie(self._request.fd, "the descriptor", self._home_fd)
+        except SyscallError:
+            return int(self._request.netns.ino)
 
     def _release_cookie(self) -> None:
         self._let_go(self._request.cookie)
@@ -125,6 +154,9 @@ class Receiver:
 
     def _list(self) -> None:
         self._handoff.answer(self._workloads.listing())
+
+    def _not_a_netns(self) -> str:
+        return str(native.not_a_netns(-self._request.not_netns, "the descriptor"))
 
     def _refuse(self, reason: str) -> None:
         self._handoff.answer(seed.error(reason))
@@ -167,8 +199,8 @@ def _complaint(request: Any) -> str:
     return _COMPLAINTS[why]
 
 
-def forbidden(allow_home: bool, home: Key, initial: Key | None) -> dict[Key, str]:
-    """Which netns are never a workload, and why."""
+def forbidden(allow_home: bool, home: int, initial: int | None) -> dict[int, str]:
+    """Which netns are never a workload, by inode, and why."""
     if allow_home:
         return {}
     return {initial: "initial netns", home: "home netns"} if initial else {home: "home netns"}

@@ -28,12 +28,11 @@ from pyztun.ztunnel.log import Log
 from pyztun.ztunnel.notify import notify
 from pyztun.ztunnel.receiver import Receiver, forbidden
 from pyztun.ztunnel.settings import DEADLINE, Settings
-from pyztun.ztunnel.workloads import Key, Workloads
+from pyztun.ztunnel.workloads import Workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 THREAD_ENDED = signal.SIGUSR2
 MAX_UNSENT = 16 * 1024 * 1024
 ACCEPT_QUEUED_TIME = 1.0
@@ -42,7 +41,7 @@ ACCEPT_QUEUED_TIME = 1.0
 def run(settings: Settings) -> int:
     """Runs the service until it is told to stop; returns the exit status. PyztunError at start."""
     # Before any thread, so that every thread inherits it and only sigwait() in main sees a signal.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [*STOP_SIGNALS, THREAD_ENDED])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [*_stop_signals(), THREAD_ENDED])
     listeners = len(settings.listeners)
     budget = limits.share_out(
         limits.raise_fd_limit(), listeners, settings.max_peers, settings.max_workloads
@@ -92,21 +91,23 @@ class _Parts:
         responder = native.Responder(
             responder_wake, max_connections=budget.max_connections, deadline=DEADLINE
         )
-        plan = native.ListenPlan(settings.listeners)
-        workloads = Workloads(plan, responder, home.fileno())
+        addresses = " ".join(map(str, settings.listeners))
+        workloads = Workloads(addresses, responder)
         receiver = Receiver(
             handoff,
+            native.ListenPlan(settings.listeners),
             workloads,
-            handoff_wake,
             log,
+            home_fd=home.fileno(),
+            wake=handoff_wake,
             max_workloads=budget.max_workloads,
-            not_workloads=forbidden(settings.allow_home, _key(home), _initial_netns()),
+            not_workloads=forbidden(settings.allow_home, home.inode, _initial_netns()),
         )
         log.event(
             "info",
             "listening",
             socket=settings.socket,
-            listeners=" ".join(map(str, settings.listeners)),
+            listeners=addresses,
             max_workloads=budget.max_workloads,
             max_peers=budget.max_peers,
         )
@@ -155,14 +156,14 @@ def _serve(parts: _Parts) -> int:
     responder.start()
     handoff.start()
     notify("READY=1")
-    stopping = False
+    stop_signals, stopping = _stop_signals(), False
     while not (handoff.ended and responder.ended):
-        received = signal.sigwait([*STOP_SIGNALS, THREAD_ENDED])
-        if received in STOP_SIGNALS and stopping:
+        received = signal.sigwait([*stop_signals, THREAD_ENDED])
+        if received in stop_signals and stopping:
             return _end_at_once(parts)
         if handoff.failed or responder.failed:
             return _end_at_once(parts)
-        if received in STOP_SIGNALS:
+        if received in stop_signals:
             stopping = True
             parts.log.event("info", "draining", signal=signal.Signals(received).name)
             notify("STOPPING=1")
@@ -174,6 +175,16 @@ def _serve(parts: _Parts) -> int:
     parts.close()
     parts.log.event("info", "stopped")
     return 0
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """The signals that end the service, less those that whoever started us had ignored.
+
+    nohup ignores SIGHUP and a script's `&` ignores SIGINT; but a signal that is blocked is not
+    discarded for being ignored, so sigwait() would see it (kernel/signal.c, sig_ignored()).
+    """
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _respond(parts: _Parts) -> None:
@@ -194,14 +205,10 @@ def _end_at_once(parts: _Parts) -> int:
     os._exit(1)
 
 
-def _key(netns: NetNs) -> Key:
-    return netns.dev, netns.inode
-
-
-def _initial_netns() -> Key | None:
-    """The netns of process 1 (in a container the container's), or None where it is not readable."""
+def _initial_netns() -> int | None:
+    """Inode of the netns of process 1 (in a container the container's); None: not readable."""
     try:
         with NetNs.from_pid(1) as initial:
-            return _key(initial)
+            return initial.inode
     except SyscallError:
         return None

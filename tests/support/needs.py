@@ -32,8 +32,8 @@ def in_user_namespace() -> bool:
 
 @functools.cache
 def netns() -> str | None:
-    """Making a netns and entering it: CAP_SYS_ADMIN in the own user namespace."""
-    return _try("unshare", "--net", "true")
+    """Making a netns, entering it and setting its loopback up: CAP_SYS_ADMIN and CAP_NET_ADMIN."""
+    return _try("unshare", "--net", "ip", "link", "set", "lo", "up")
 
 
 @functools.cache

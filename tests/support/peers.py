@@ -17,6 +17,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1] / "peers"
 LANGUAGES = ("go", "c")
 NAMES = ("cni_emulator", "ztunnel_emulator")
+C_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror")
 
 
 @functools.cache
@@ -32,18 +33,18 @@ def build(language: str, directory: Path) -> dict[str, Path]:
     tool = compiler(language)
     assert tool is not None, f"no compiler for {language}"
     target = directory / language
-    target.mkdir(parents=True)
-    for name in NAMES:
-        if language == "go":
-            _build_go(tool, name, target)
-        else:
-            _run([tool, "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror",
-                  "-o", str(target / name), str(SOURCES / "c" / f"{name}.c")])  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    if language == "go":
+        _build_go(tool, target)
+    else:
+        for name in NAMES:
+            source = str(SOURCES / "c" / f"{name}.c")
+            _run([tool, *C_FLAGS, "-o", str(target / name), source])
     return {name: target / name for name in NAMES}
 
 
-def _build_go(tool: str, name: str, target: Path) -> None:
-    """Standard library only: nothing may be fetched, and no C compiler is asked."""
+def _build_go(tool: str, target: Path) -> None:
+    """Standard library only: nothing may be fetched, no C compiler and no git is asked."""
     env = {
         **os.environ,
         "CGO_ENABLED": "0",
@@ -52,11 +53,11 @@ def _build_go(tool: str, name: str, target: Path) -> None:
         "GOTOOLCHAIN": "local",
         "GOTELEMETRY": "off",
     }
+    argv = [tool, "build", "-buildvcs=false", "-o", f"{target}/", *(f"./{name}" for name in NAMES)]
     with tempfile.TemporaryDirectory(prefix="pz-go-") as scratch:
-        home = os.environ.get("HOME", "")
-        if not os.access(home, os.W_OK):
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):
             env |= {"GOCACHE": f"{scratch}/cache", "GOPATH": f"{scratch}/path"}
-        _run([tool, "build", "-o", str(target / name), f"./{name}"], SOURCES / "go", env)
+        _run(argv, SOURCES / "go", env)
 
 
 def _run(argv: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

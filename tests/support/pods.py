@@ -133,9 +133,9 @@ def _listening_here() -> set[str]:
     return found
 
 
-def listening(netns: int | str | os.PathLike[str] = "/proc/thread-self/ns/net") -> set[str]:
-    """What listens on IPv4 TCP in NETNS (by default: at home), as "127.0.0.1:15008"."""
-    return in_netns(netns, _listening_here)
+def listening(netns: int | str | os.PathLike[str] | None = None) -> set[str]:
+    """What listens on IPv4 TCP in NETNS (by default: where we are), as "127.0.0.1:15008"."""
+    return _listening_here() if netns is None else in_netns(netns, _listening_here)
 
 
 # ---- a pod -------------------------------------------------------------------------------------

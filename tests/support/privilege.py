@@ -7,13 +7,11 @@ Nothing of it is seen outside, and it goes with the process. Mount events still 
 a netns that gets its name later is found.
 """
 
-import os
 import shlex
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyztun
@@ -51,54 +49,51 @@ def _closed(paths: Iterable[Path]) -> list[Path]:
     return [path for path in sorted(found) if not any(other in path.parents for other in found)]
 
 
-def _uncover(stash: str) -> str:
-    """The shell script: set aside what is needed, cover what is closed, bind back, go on."""
+def use_a_temporary_directory_for_all() -> None:
+    """Lets tempfile use /tmp where TMPDIR is closed to others, as pam_tmpdir makes it for root.
+
+    What runs as another user has its socket there, and notifies us there.
+    """
+    if _closed([Path(tempfile.gettempdir()) / "file"]):
+        tempfile.tempdir = "/tmp"
+
+
+def _uncover() -> str:
+    """The shell script: open what is needed, cover what is closed, bind back by descriptor, go on.
+
+    A path below the cover leads nowhere any more, /proc/self/fd/N still does; mount would make a
+    path of it, hence --no-canonicalize.
+    """
     needed = _needed()
     closed = _closed(needed)
     hidden = [path for path in needed if any(top in path.parents for top in closed)]
-    lines = ["set -e", f"mount -t tmpfs -o mode=0755 tmpfs {shlex.quote(stash)}"]
-    for number, path in enumerate(hidden):
-        aside = shlex.quote(f"{stash}/{number}")
-        lines.append(f"mkdir {aside}; mount --bind {shlex.quote(str(path))} {aside}")
+    assert len(hidden) <= 7, "a POSIX shell names descriptors by one digit, and 0 to 2 are taken"
+    numbered = [(fd, shlex.quote(str(path))) for fd, path in enumerate(hidden, start=3)]
+    lines = ["set -e", *(f"exec {fd}<{place}" for fd, place in numbered)]
     lines += [f"mount -t tmpfs -o mode=0755 tmpfs {shlex.quote(str(top))}" for top in closed]
-    for number, path in enumerate(hidden):
-        place = shlex.quote(str(path))
-        lines.append(f"mkdir -p {place}; mount --bind {shlex.quote(f'{stash}/{number}')} {place}")
-    # The working directory may be the covered one.
-    lines += ["cd /", 'exec "$@"']
-    return "\n".join(lines)
+    for fd, place in numbered:
+        lines.append(f"mkdir -p {place}")
+        lines.append(f"mount --no-canonicalize --bind /proc/self/fd/{fd} {place}")
+        lines.append(f"exec {fd}<&-")
+    # The working directory may be a covered one.
+    return "\n".join([*lines, "cd /", 'exec "$@"'])
 
 
-@contextmanager
-def readable() -> Iterator[list[str]]:
+def readable() -> list[str]:
     """A prefix (for root) behind which any user can run our programs at their own paths."""
-    stash = tempfile.mkdtemp(prefix="pz-stash-")
-    try:
-        yield ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _uncover(stash), "sh"]
-    finally:
-        # Empty, since the mounts were in another namespace; never more than an empty directory.
-        os.rmdir(stash)
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _uncover(), "sh"]
 
 
-@contextmanager
-def only_sys_admin() -> Iterator[list[str]]:
+def only_sys_admin() -> list[str]:
     """A prefix (for root): uid 4242 with CAP_SYS_ADMIN and nothing else."""
-    with readable() as prefix:
-        yield prefix + ONLY_SYS_ADMIN
+    return readable() + ONLY_SYS_ADMIN
 
 
-@contextmanager
-def no_capability() -> Iterator[list[str]]:
+def no_capability() -> list[str]:
     """A prefix: uid 4242 without any capability; without root, whoever we are."""
-    if needs.root() is not None:
-        yield []
-        return
-    with readable() as prefix:
-        yield prefix + needs.without_root()
+    return [] if needs.root() is not None else readable() + needs.without_root()
 
 
-@contextmanager
-def own_userns() -> Iterator[list[str]]:
+def own_userns() -> list[str]:
     """A prefix: root of a user namespace made by a user without capabilities, with its own /run."""
-    with no_capability() as prefix:
-        yield [*prefix, "unshare", "-Urnm", *OWN_RUN]
+    return [*no_capability(), "unshare", "-Urnm", *OWN_RUN]

@@ -30,7 +30,7 @@ def program(name: str) -> list[str]:
     installed = Path(sys.executable).with_name(name)
     if installed.exists():
         return [str(installed)]
-    return [sys.executable, str(REPOSITORY / "scripts" / name)]
+    return [sys.executable, str(REPOSITORY / "bin" / name)]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

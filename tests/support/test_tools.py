@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 
@@ -48,6 +49,17 @@ def test_snapshot_sees_a_named_netns() -> None:
     pod.delete()
     assert found == [f"/run/netns/{pod.name}"]
     assert before.leaked() == []
+
+
+@pytest.mark.needs_named_netns
+def test_remains_of_a_killed_run_are_removed_and_nothing_else() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    remains = pods.Pod(f"pz{ended.pid}-1")
+    alive = pods.Pod()
+    pods.remove_remains()
+    assert (remains.exists, alive.exists) == (False, True)
+    alive.delete()
 
 
 @pytest.mark.needs_netns

@@ -50,7 +50,8 @@ func main() {
 }
 
 func run(socket string, hold, loop bool) error {
-	home, err := os.Open("/proc/thread-self/ns/net")
+	// A plain number: an os.File that nothing refers to any more is closed by the garbage collector.
+	home, err := syscall.Open("/proc/thread-self/ns/net", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -61,9 +62,9 @@ func run(socket string, hold, loop bool) error {
 	}
 	fmt.Println("listening")
 	if loop {
-		return serveAll(listener, &held{home: int(home.Fd()), byNetns: map[uint64][]net.Listener{}})
+		return serveAll(listener, &held{home: home, byNetns: map[uint64][]net.Listener{}})
 	}
-	return serveOne(listener, int(home.Fd()), hold)
+	return serveOne(listener, home, hold)
 }
 
 // serveOne is the walk-through: one connection, one descriptor, no answer.

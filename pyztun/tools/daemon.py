@@ -1,0 +1,103 @@
+"""`pyztun-ztunnel` as a process that we started: ready, its log, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pyztun.tools.processes import PATIENCE, ProgramError, find, last_words, start
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Ztunnel:
+    """One process of pyztun-ztunnel, started by the constructor; to be closed. ProgramError.
+
+    :param directory: a private directory for its socket and for the one on which it reports.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.socket_path, self._notify_path = f"{directory}/zt.sock", f"{directory}/notify"
+        self.words = [find("pyztun-ztunnel"), "--log-format", "json", self.socket_path]
+        self._log = b""
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._log_fd, log_end = os.pipe()
+        try:
+            self._notify.bind(self._notify_path)
+            environment = {**os.environ, "NOTIFY_SOCKET": self._notify_path}
+            self._process = start(
+                self.words, stdout=subprocess.DEVNULL, stderr=log_end, env=environment
+            )
+        except BaseException:
+            self._close_ours()
+            raise
+        finally:
+            os.close(log_end)
+        self.pid = self._process.pid
+
+    def wait_ready(self) -> str:
+        """What it says first to NOTIFY_SOCKET. ProgramError if it ends or stays silent."""
+        deadline = monotonic() + PATIENCE
+        while self._notify.fileno() not in self._readable(deadline, self._notify.fileno()):
+            self._read_log()
+        return self._notify.recv(4096).decode()
+
+    def wait_for_event(self, name: str, netns: int) -> dict[str, Any]:
+        """The first event of that name about that netns in its log. ProgramError if none comes."""
+        wanted = {"event": name, "netns": netns}
+        deadline = monotonic() + PATIENCE
+        while True:
+            for line in self._log.splitlines():
+                with contextlib.suppress(ValueError, AttributeError):
+                    event: dict[str, Any] = json.loads(line)
+                    if event.items() >= wanted.items():
+                        return event
+            self._readable(deadline)
+            self._read_log()
+
+    def _readable(self, deadline: float, *others: int) -> list[int]:
+        """Which of the log and ``others`` can be read. ProgramError when the time is over."""
+        left = max(0.0, deadline - monotonic())
+        ready, _, _ = select.select([self._log_fd, *others], [], [], left)
+        if not ready:
+            raise ProgramError(f"pyztun-ztunnel stays silent: {self._last_words()}")
+        return ready
+
+    def _read_log(self) -> None:
+        """Reads what there is. ProgramError at the end of the log: that of the process."""
+        data = os.read(self._log_fd, 65536)
+        self._log += data
+        if not data:
+            raise ProgramError(f"pyztun-ztunnel ended: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(0.1)
+        return last_words(status, self._log.decode(errors="replace"))
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL if that does not help. Returns the exit status, also later on."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            return self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def close(self) -> None:
+        """Ends it however it is."""
+        self.stop()
+        self._close_ours()
+
+    def _close_ours(self) -> None:
+        self._notify.close()
+        os.close(self._log_fd)

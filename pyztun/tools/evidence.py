@@ -1,0 +1,132 @@
+"""Evidence: what the kernel says about namespaces, listeners and processes, read from outside them.
+
+Nothing here asks the programs that are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyztun.netns import NetNs
+from pyztun.tools import inside, processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TCP_LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One LISTEN line of /proc/net/tcp.
+
+    :ivar socket: the inode number of the socket, the same in /proc/PID/fd of who holds it.
+    """
+
+    address: str
+    port: int
+    socket: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class View:
+    """What a process inside a netns saw.
+
+    :ivar inode: of the netns in which it was.
+    :ivar answers: port -> what the client was told, or ``refused``.
+    """
+
+    pid: int
+    inode: int
+    listeners: list[Listener]
+    answers: dict[int, str]
+
+
+def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
+    """Starts a process in the netns (a path) that lists what listens there and tries ``ports``."""
+    enter = [processes.find("nsenter"), f"--net={netns}"]
+    done = processes.run([*enter, sys.executable, "-IS", inside.__file__, *map(str, ports)])
+    if done.status != 0:
+        raise processes.ProgramError(f"no process could look into {netns}: {done.summary()}")
+    seen = json.loads(done.stdout)
+    return View(
+        done.pid,
+        seen["inode"],
+        listeners_of(seen["tcp"]),
+        {int(port): said for port, said in seen["answers"].items()},
+    )
+
+
+def listening_at_home() -> list[Listener]:
+    """What listens in our own netns, IPv4 and IPv6."""
+    tables = [Path(f"/proc/self/net/{name}") for name in ("tcp", "tcp6")]
+    return [each for table in tables if table.exists() for each in listeners_of(table.read_text())]
+
+
+def listeners_of(table: str) -> list[Listener]:
+    """The LISTEN lines of the text of /proc/net/tcp or tcp6, in the order of their ports."""
+    found = []
+    for line in table.splitlines()[1:]:
+        columns = line.split()
+        local, state, inode = columns[1], columns[3], columns[9]
+        if state == TCP_LISTEN:
+            address, port = local.split(":")
+            found.append(Listener(_address(address), int(port, 16), int(inode)))
+    return sorted(found, key=lambda listener: listener.port)
+
+
+def _address(digits: str) -> str:
+    """Reads the kernel's hexadecimal, which is 32-bit words in the byte order of the machine."""
+    words = [
+        int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)
+    ]
+    if len(words) == 1:
+        return socket.inet_ntop(socket.AF_INET, words[0])
+    return f"[{socket.inet_ntop(socket.AF_INET6, b''.join(words))}]"
+
+
+def cookie_of_process(pid: int) -> int:
+    """The cookie of the netns in which a process is, which is where its main thread is."""
+    with NetNs.from_pid(pid) as netns:
+        return netns.cookie
+
+
+def cookies_of_threads(pid: int) -> dict[int, int]:
+    """Thread id -> cookie of the netns in which it is."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/task"):
+        with NetNs.from_path(f"/proc/{pid}/task/{name}/ns/net") as netns:
+            found[int(name)] = netns.cookie
+    return found
+
+
+def sockets_of(pid: int) -> dict[int, int]:
+    """Inode number of each socket that a process holds -> its file descriptor there."""
+    return {number: fd for fd, kind, number in _open_files(pid) if kind == "socket"}
+
+
+def netns_held_by(pid: int) -> set[int]:
+    """The inode of each netns that a process holds open by a file descriptor."""
+    return {number for _, kind, number in _open_files(pid) if kind == "net"}
+
+
+def _open_files(pid: int) -> Iterator[tuple[int, str, int]]:
+    """(fd, kind, inode number) of each file that is named like ``socket:[4711]``."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        named = re.fullmatch(r"(\w+):\[(\d+)\]", target)
+        if named:
+            yield int(name), named[1], int(named[2])
