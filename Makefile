@@ -32,7 +32,7 @@ lint: ## ruff, mypy strict, and the C core with every warning an error
 
 sanitize: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/setup-system --sanitizers
-	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c build
+	@$(INVOKER) $(MAKE) -s --no-print-directory -C tests/c build
 	@$(ROOT) $(MAKE) --no-print-directory -C tests/c check
 
 wheel: ## sdist, wheel from the sdist, and a check of it in a fresh venv

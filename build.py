@@ -13,16 +13,24 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = [
+    "csrc/closer.c",
     "csrc/fdpass.c",
     "csrc/handoff.c",
     "csrc/listen.c",
     "csrc/netns.c",
     "csrc/netns_create.c",
+    "csrc/request.c",
     "csrc/responder.c",
     "csrc/seats.c",
     "csrc/step.c",
 ]
-HEADERS = ["csrc/pyztun.h", "csrc/internal.h", "csrc/seats.h"]
+HEADERS = [
+    "csrc/closer.h",
+    "csrc/internal.h",
+    "csrc/pyztun.h",
+    "csrc/request.h",
+    "csrc/seats.h",
+]
 BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
 CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hidden"]
 

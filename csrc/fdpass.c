@@ -23,11 +23,9 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
-enum { KERNEL_MAX_FDS = 253 };
-
 union control {
     struct cmsghdr align;
-    char bytes[CMSG_SPACE(KERNEL_MAX_FDS * sizeof(int))];
+    char bytes[CMSG_SPACE(PZ_KERNEL_MAX_FDS * sizeof(int))];
 };
 
 void pz_close_all(const int *fds, size_t n)
@@ -36,7 +34,7 @@ void pz_close_all(const int *fds, size_t n)
         pz_close_keeping_errno(fds[i]);
 }
 
-/* Waits until SOCK has EVENTS or an error to report. 0, -ETIMEDOUT or -EINTR. */
+/* Waits until SOCK may have EVENTS or an error to report. 0, -ETIMEDOUT or -EINTR. */
 static int wait_for(int sock, short events, int64_t deadline)
 {
     struct pollfd waited = {.fd = sock, .events = events};
@@ -44,7 +42,7 @@ static int wait_for(int sock, short events, int64_t deadline)
 
     if (ready == -1)
         return -errno;
-    return ready == 0 ? -ETIMEDOUT : 0;
+    return ready == 0 && pz_has_passed(deadline) ? -ETIMEDOUT : 0;
 }
 
 int pz_send(int sock, const uint8_t *data, size_t len, const int *fds, size_t nfds, int timeout_ms)
@@ -84,24 +82,16 @@ int pz_send(int sock, const uint8_t *data, size_t len, const int *fds, size_t nf
     }
 }
 
-/* Moves the descriptors of one control message to FDS, closing those beyond MAX_FDS. */
-static void collect(const struct cmsghdr *rights, int *fds, size_t max_fds, size_t *nfds)
+/* Appends the descriptors of one control message to FDS. */
+static void collect(const struct cmsghdr *rights, int *fds, size_t *nfds)
 {
     size_t count = (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 
-    for (size_t i = 0; i < count; i++) {
-        int fd;
-        memcpy(&fd, CMSG_DATA(rights) + i * sizeof(int), sizeof fd);
-        if (*nfds < max_fds)
-            fds[*nfds] = fd;
-        else
-            close(fd);
-        (*nfds)++;
-    }
+    memcpy(fds + *nfds, CMSG_DATA(rights), count * sizeof(int));
+    *nfds += count;
 }
 
-long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t max_fds, size_t *nfds,
-                     int *lost)
+long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t *nfds, int *lost)
 {
     union control control;
     struct iovec bytes = {.iov_base = buf, .iov_len = cap};
@@ -119,7 +109,7 @@ long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t max_fds, 
         return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-            collect(c, fds, max_fds, nfds);
+            collect(c, fds, nfds);
     if (message.msg_flags & MSG_CTRUNC) {
         /* Asked while what did arrive still fills the table, the kernel tells whether that was the
          * reason. */
@@ -137,7 +127,8 @@ int pz_recv(int sock, uint8_t *buf, size_t cap, int *fds, size_t max_fds, size_t
             int timeout_ms)
 {
     int64_t deadline = pz_deadline(timeout_ms);
-    size_t arrived = 0;
+    int arrived[PZ_KERNEL_MAX_FDS];
+    size_t count = 0;
     int lost = 0;
     long got;
 
@@ -146,18 +137,21 @@ int pz_recv(int sock, uint8_t *buf, size_t cap, int *fds, size_t max_fds, size_t
         return -EINVAL;
     if (max_fds > PZ_MAX_FDS)
         return -E2BIG;
-    while ((got = pz_receive_once(sock, buf, cap, fds, max_fds, &arrived, &lost)) == -EAGAIN) {
+    while ((got = pz_receive_once(sock, buf, cap, arrived, &count, &lost)) == -EAGAIN) {
         int rc = wait_for(sock, POLLIN, deadline);
         if (rc < 0)
             return rc;
     }
     if (got < 0)
         return (int)got;
-    if (lost != 0 || arrived > max_fds) {
-        pz_close_all(fds, arrived < max_fds ? arrived : max_fds);
-        return lost != 0 ? -lost : -EPROTO;
+    if (got == 0 || lost != 0 || count > max_fds) {
+        /* A zero-length seqpacket may bring descriptors too; it is taken for the end all the same.
+         */
+        pz_close_all(arrived, count);
+        return got == 0 ? 0 : lost != 0 ? -lost : -EPROTO;
     }
-    *nfds = arrived;
+    for (*nfds = 0; *nfds < count; (*nfds)++)
+        fds[*nfds] = arrived[*nfds];
     return (int)got;
 }
 

@@ -15,10 +15,13 @@
  * one byte, a cookie at most 22.
  *
  * What a peer may be doing, and what is legal then:
- *   ASKING     nothing or a part of a cookie has been read. Watched for EPOLLIN.
- *   WAITING    its request was returned to the caller, who must answer. Neither read nor watched
- * anew. READING    it has not read the whole answer yet; the rest is kept here. Watched for
- * EPOLLOUT; further requests wait in the socket, so that nobody makes us queue a second answer.
+ *
+ * - ASKING: nothing, or a part of a request, has been read. Watched for EPOLLIN.
+ *
+ * - WAITING: its request was returned to the caller, who must answer. It is not read.
+ *
+ * - READING: it has not read the whole answer yet; the rest is kept here. Watched for EPOLLOUT.
+ *   Further requests wait in its socket, so that nobody makes us queue a second answer.
  *
  * No peer delays another: everything is non-blocking, each turn of the wait does one step for one
  * peer, and epoll hands out ready peers in turn. Each must complete a request within deadline_ms
@@ -28,7 +31,9 @@
  * A new peer is tried at once and put into epoll only if it has nothing to say yet, or behind its
  * first answer: a one-shot sender costs no epoll_ctl() before it is answered.
  */
+#include "closer.h"
 #include "internal.h"
+#include "request.h"
 #include "seats.h"
 
 #include <fcntl.h>
@@ -39,7 +44,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20, MAX_READY = 8192 };
+enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20, MAX_READY = 8192, SCRAP = 4096 };
 /* What the epoll word says: one of these, or a seat. */
 #define LISTENER_WORD (UINT32_MAX - 1)
 #define WAKE_WORD     (UINT32_MAX - 2)
@@ -50,18 +55,17 @@ struct peer {
     uint8_t *unsent; /* READING: malloc()ed */
     size_t unsent_len;
     size_t unsent_at;
-    uint64_t cookie;
+    struct pz_partial partial; /* ASKING */
     struct ucred who;
     int fd;
     enum peer_state state;
-    uint8_t kind;   /* ASKING: 0 between requests, else the byte of the request in progress */
-    uint8_t digits; /* of the cookie so far */
     bool watched;
     bool last; /* close behind the answer */
 };
 
 struct pz_handoff {
     struct pz_seats seats;
+    struct pz_closer *closer;
     struct peer *peers;
     uint32_t *uids;
     size_t nuids;
@@ -78,6 +82,7 @@ struct pz_handoff {
     uint64_t nsfs_dev;
     uid_t own_uid;
     bool draining;
+    int64_t drain_until_ms;
 };
 
 static int watch(const struct pz_handoff *h, int op, int fd, uint32_t events, uint32_t word)
@@ -87,17 +92,47 @@ static int watch(const struct pz_handoff *h, int op, int fd, uint32_t events, ui
     return epoll_ctl(h->epoll, op, fd, &event) == -1 ? -errno : 0;
 }
 
-static void close_peer(struct pz_handoff *h, uint32_t seat)
+/* Empties the seat; the caller closes the connection. */
+static int vacate(struct pz_handoff *h, uint32_t seat)
 {
     struct peer *peer = &h->peers[seat];
+    int fd = peer->fd;
 
-    close(peer->fd);
     h->unsent -= peer->unsent_len;
     free(peer->unsent);
     *peer = (struct peer){.fd = -1};
     pz_seats_leave(&h->seats, seat);
     if (h->waiting == seat)
         h->waiting = PZ_NOBODY;
+    return fd;
+}
+
+static void discard(struct pz_handoff *h, const int *fds, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        pz_closer_take(h->closer, fds[i]);
+}
+
+/*
+ * Closes a connection. Descriptors that the peer sent and we did not read would end with it, and
+ * whoever closes the last one may sleep (see closer.c): they are read and handed on first. It ends,
+ * since after shutdown() the peer can send nothing more.
+ */
+static void hang_up(struct pz_handoff *h, int fd)
+{
+    int fds[PZ_KERNEL_MAX_FDS], lost;
+    uint8_t scrap[SCRAP];
+    size_t nfds;
+
+    shutdown(fd, SHUT_RD);
+    while (pz_receive_once(fd, scrap, sizeof scrap, fds, &nfds, &lost) > 0)
+        discard(h, fds, nfds);
+    close(fd);
+}
+
+static void close_peer(struct pz_handoff *h, uint32_t seat)
+{
+    hang_up(h, vacate(h, seat));
 }
 
 static bool evict_oldest(struct pz_handoff *h)
@@ -107,6 +142,18 @@ static bool evict_oldest(struct pz_handoff *h)
     h->counters.evicted++;
     close_peer(h, h->seats.oldest);
     return true;
+}
+
+/* Closes the longest silent one of those who do not read their answers. */
+static bool evict_oldest_reader(struct pz_handoff *h)
+{
+    for (uint32_t i = h->seats.oldest; i != PZ_NOBODY; i = h->seats.seats[i].newer)
+        if (h->peers[i].state == READING) {
+            h->counters.evicted++;
+            close_peer(h, i);
+            return true;
+        }
+    return false;
 }
 
 static int64_t new_deadline(const struct pz_handoff *h)
@@ -124,8 +171,6 @@ static int report(struct pz_handoff *h, uint32_t seat, int event, struct pz_requ
     request->uid = peer->who.uid;
     request->gid = peer->who.gid;
     peer->state = WAITING;
-    peer->kind = 0;
-    peer->digits = 0;
     h->waiting = seat;
     return event;
 }
@@ -137,56 +182,37 @@ static int malformed(struct pz_handoff *h, uint32_t seat, enum pz_why why,
     return report(h, seat, PZ_EVENT_MALFORMED, request);
 }
 
-/* A byte of a cookie. Returns 0 to read on, or an event. */
-static int read_cookie_byte(struct pz_handoff *h, uint32_t seat, uint8_t byte,
-                            struct pz_request *request)
+/* A request that came with one descriptor: what is it? A stranger's file goes at once. */
+static void identify(struct pz_handoff *h, int fd, struct pz_request *request)
 {
-    struct peer *peer = &h->peers[seat];
+    struct pz_netns_info netns = {0};
 
-    if (byte == '\n' && peer->digits > 0) {
-        request->cookie = peer->cookie;
-        return report(h, seat, PZ_EVENT_RELEASE_COOKIE, request);
+    request->not_netns = pz_netns_inspect(fd, h->nsfs_dev, &netns);
+    if (request->not_netns != 0) {
+        discard(h, &fd, 1);
+        return;
     }
-    if (byte < '0' || byte > '9' || peer->digits == COOKIE_DIGITS)
-        return malformed(h, seat, PZ_WHY_COOKIE, request);
-    uint64_t digit = (uint64_t)(byte - '0');
-    if (peer->cookie > (UINT64_MAX - digit) / 10)
-        return malformed(h, seat, PZ_WHY_COOKIE, request);
-    peer->cookie = peer->cookie * 10 + digit;
-    peer->digits++;
-    return 0;
+    request->fd = fd;
+    request->inode = netns.ino;
+    request->cookie = netns.id;
 }
 
-/* The first byte of a request, with NFDS descriptors, the first of which is FD. */
-static int read_kind(struct pz_handoff *h, uint32_t seat, uint8_t byte, int fd, size_t nfds,
-                     struct pz_request *request)
+/* What one read brought. Returns 0 to read on, or an event. */
+static int take_in(struct pz_handoff *h, uint32_t seat, uint8_t byte, const int *fds, size_t nfds,
+                   struct pz_request *request)
 {
-    struct peer *peer = &h->peers[seat];
-    size_t wanted = byte == PZ_EVENT_TAKE || byte == PZ_EVENT_RELEASE ? 1 : 0;
-    bool known = byte >= PZ_EVENT_TAKE && byte <= PZ_EVENT_LIST;
+    int event = pz_request_feed(&h->peers[seat].partial, byte, nfds, request);
 
-    request->byte = byte;
-    request->nfds = (uint32_t)nfds;
-    if (!known || nfds != wanted) {
-        if (nfds > 0)
-            close(fd);
-        return malformed(h, seat, known ? PZ_WHY_FDS : PZ_WHY_BYTE, request);
-    }
-    if (byte == PZ_EVENT_RELEASE_COOKIE) {
-        peer->kind = byte;
-        peer->cookie = 0;
-        return 0;
-    }
-    if (wanted == 1) {
-        request->fd = fd;
-        request->not_netns = pz_netns_inspect(fd, h->nsfs_dev, &request->netns);
-    }
-    return report(h, seat, byte, request);
+    if (event == PZ_EVENT_TAKE || event == PZ_EVENT_RELEASE)
+        identify(h, fds[0], request);
+    else
+        discard(h, fds, nfds);
+    return event == 0 ? 0 : report(h, seat, event, request);
 }
 
 /*
  * Reads one peer until a request is complete or nothing is left to read. Returns an event or 0.
- * At most 22 bytes a call: a cookie has no more, and each other request ends the loop.
+ * At most 22 bytes a call: no request has more.
  */
 static int read_request(struct pz_handoff *h, uint32_t seat, struct pz_request *request)
 {
@@ -194,31 +220,24 @@ static int read_request(struct pz_handoff *h, uint32_t seat, struct pz_request *
     int event = 0;
 
     while (event == 0) {
+        int fds[PZ_KERNEL_MAX_FDS];
         uint8_t byte = 0;
-        int fd = -1, lost = 0;
         size_t nfds = 0;
-        long got = pz_receive_once(peer->fd, &byte, 1, &fd, 1, &nfds, &lost);
+        int lost = 0;
+        long got = pz_receive_once(peer->fd, &byte, 1, fds, &nfds, &lost);
         if (got == -EAGAIN)
             return 0;
+        if (got == 0 && peer->partial.kind != 0)
+            return malformed(h, seat, PZ_WHY_TRUNCATED, request);
         if (got <= 0) {
-            if (got == 0 && peer->kind != 0)
-                return malformed(h, seat, PZ_WHY_TRUNCATED, request);
             close_peer(h, seat);
             return 0;
         }
         if (lost != 0) {
-            if (nfds > 0)
-                close(fd);
-            event = malformed(h, seat, PZ_WHY_FD_TABLE, request);
-        } else if (peer->kind == 0) {
-            event = read_kind(h, seat, byte, fd, nfds, request);
-        } else if (nfds > 0) {
-            close(fd);
-            request->nfds = (uint32_t)nfds;
-            event = malformed(h, seat, PZ_WHY_FDS, request);
-        } else {
-            event = read_cookie_byte(h, seat, byte, request);
+            discard(h, fds, nfds);
+            return malformed(h, seat, PZ_WHY_FD_TABLE, request);
         }
+        event = take_in(h, seat, byte, fds, nfds, request);
     }
     return event;
 }
@@ -268,7 +287,7 @@ static uint32_t seat_peer(struct pz_handoff *h, int fd)
     bool full = h->seats.taken == h->seats.size;
     /* One who may not ask must not cost one who may its seat, even if it then gets no answer. */
     if (!known || (full && !may_ask(h, who.uid))) {
-        close(fd);
+        hang_up(h, fd);
         return PZ_NOBODY;
     }
     if (full)
@@ -338,15 +357,16 @@ static void send_rest(struct pz_handoff *h, uint32_t seat)
     answered(h, seat);
 }
 
-/* Keeps the rest of an answer, closing the longest silent peers while there is no room for it. */
+/* Keeps the rest of an answer, closing the longest silent readers while there is no room for it. */
 static void keep_rest(struct pz_handoff *h, uint32_t seat, const uint8_t *text, size_t len)
 {
     struct peer *peer = &h->peers[seat];
 
     pz_seats_touch(&h->seats, seat, new_deadline(h));
-    while (h->unsent + len > h->limits.max_unsent && h->seats.oldest != seat)
-        evict_oldest(h);
-    peer->unsent = h->unsent + len > h->limits.max_unsent ? NULL : malloc(len);
+    bool fits = len <= h->limits.max_unsent;
+    while (fits && h->unsent + len > h->limits.max_unsent && evict_oldest_reader(h))
+        continue;
+    peer->unsent = !fits || h->unsent + len > h->limits.max_unsent ? NULL : malloc(len);
     if (peer->unsent == NULL) {
         close_peer(h, seat);
         return;
@@ -391,11 +411,10 @@ int pz_handoff_take(struct pz_handoff *h, struct pz_request *request, int home_f
     int rc = pz_listen(request->fd, home_fd, wanted, n, out_fds, failure);
     if (rc < 0)
         return rc;
-    struct pz_netns_info *netns = &request->netns;
-    if (netns->id == 0 && pz_socket_cookie(out_fds[0], &netns->id) < 0)
-        netns->id = netns->ino;
+    if (request->cookie == 0 && pz_socket_cookie(out_fds[0], &request->cookie) < 0)
+        request->cookie = request->inode;
     memcpy(answer, ready, len);
-    int digits = snprintf(answer + len, sizeof answer - len, "%" PRIu64 "\n", netns->id);
+    int digits = snprintf(answer + len, sizeof answer - len, "%" PRIu64 "\n", request->cookie);
     return pz_handoff_answer(h, request->peer, (const uint8_t *)answer, len + (size_t)digits, 0);
 }
 
@@ -429,8 +448,14 @@ static int expire_oldest(struct pz_handoff *h, struct pz_request *request)
 {
     uint32_t seat = h->seats.oldest;
 
+    /* We may be late, not the peer: what it has sent by now counts. */
+    if (h->peers[seat].state == ASKING) {
+        int event = read_request(h, seat, request);
+        if (event != 0 || !pz_seats_is_taken(&h->seats, seat))
+            return event;
+    }
     h->counters.expired++;
-    if (h->peers[seat].state == ASKING && h->peers[seat].kind != 0)
+    if (h->peers[seat].state == ASKING && h->peers[seat].partial.kind != 0)
         return malformed(h, seat, PZ_WHY_LATE, request);
     close_peer(h, seat);
     return 0;
@@ -441,7 +466,7 @@ static int wait_ms(const struct pz_handoff *h)
     int64_t deadline = pz_seats_next_deadline(&h->seats);
 
     if (h->draining)
-        return 0;
+        return h->unsent > 0 ? pz_remaining_ms(h->drain_until_ms) : 0;
     if (h->accept_again_ms >= 0 && (deadline < 0 || h->accept_again_ms < deadline))
         deadline = h->accept_again_ms;
     return pz_remaining_ms(deadline);
@@ -467,6 +492,8 @@ int pz_handoff_next(struct pz_handoff *h, struct pz_request *request)
     if (h->waiting != PZ_NOBODY)
         close_peer(h, h->waiting);
     for (;;) {
+        if (h->draining && pz_has_passed(h->drain_until_ms))
+            return PZ_EVENT_QUIET;
         while (h->next_event < h->nevents) {
             int event = serve(h, &h->events[h->next_event++], request);
             if (event != 0)
@@ -477,15 +504,16 @@ int pz_handoff_next(struct pz_handoff *h, struct pz_request *request)
             int event = expire_oldest(h, request);
             if (event != 0)
                 return event;
-        } else if (wait_for_events(h) == 0 && h->draining) {
+        } else if (wait_for_events(h) == 0 && h->draining && h->unsent == 0) {
             return PZ_EVENT_QUIET;
         }
     }
 }
 
-void pz_handoff_drain(struct pz_handoff *h)
+void pz_handoff_drain(struct pz_handoff *h, int timeout_ms)
 {
     h->draining = true;
+    h->drain_until_ms = pz_deadline(timeout_ms);
 }
 
 void pz_handoff_counters(const struct pz_handoff *h, struct pz_handoff_counters *out)
@@ -500,6 +528,8 @@ void pz_handoff_free(struct pz_handoff *h)
         return;
     while (h->seats.seats != NULL && h->seats.oldest != PZ_NOBODY)
         close_peer(h, h->seats.oldest);
+    if (h->closer != NULL)
+        pz_closer_quit(h->closer);
     if (h->epoll >= 0)
         close(h->epoll);
     pz_seats_free(&h->seats);
@@ -521,6 +551,9 @@ static int set_up(struct pz_handoff *h, int wake, const uint32_t *uids)
     h->uids = calloc(h->nuids > 0 ? h->nuids : 1, sizeof *h->uids);
     if (h->peers == NULL || h->uids == NULL)
         return -ENOMEM;
+    h->closer = pz_closer_new(&rc);
+    if (h->closer == NULL)
+        return rc;
     for (size_t i = 0; i < h->nuids; i++)
         h->uids[i] = uids[i];
     rc = pz_seats_init(&h->seats, h->limits.max_peers);

@@ -7,6 +7,7 @@
 #include "pyztun.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <time.h>
 #include <unistd.h>
@@ -74,6 +75,11 @@ static inline int64_t pz_deadline(int timeout_ms)
     return timeout_ms < 0 ? -1 : pz_now_ms() + timeout_ms;
 }
 
+static inline bool pz_has_passed(int64_t deadline)
+{
+    return deadline >= 0 && pz_now_ms() >= deadline;
+}
+
 /* Milliseconds until DEADLINE for poll(2) and epoll_wait(2): never below 0, -1 for no deadline. */
 static inline int pz_remaining_ms(int64_t deadline)
 {
@@ -82,7 +88,7 @@ static inline int pz_remaining_ms(int64_t deadline)
     int64_t left = deadline - pz_now_ms();
     if (left <= 0)
         return 0;
-    return left > 1000000 ? 1000000 : (int)left;
+    return left > INT_MAX ? INT_MAX : (int)left;
 }
 
 /* Runs BODY(ARGUMENT) in a helper thread with every signal blocked and waits for it. Returns 0 or
@@ -92,13 +98,15 @@ int pz_in_helper_thread(void *(*body)(void *), void *argument);
 /* fdpass.c: closes every descriptor of an array. */
 void pz_close_all(const int *fds, size_t n);
 
+/* The most descriptors that the kernel puts into one message: SCM_MAX_FD, include/net/scm.h. */
+enum { PZ_KERNEL_MAX_FDS = 253 };
+
 /*
- * fdpass.c: one non-blocking recvmsg(). Stores up to MAX_FDS descriptors (owned) and counts in
- * *nfds all that arrived; those beyond MAX_FDS are closed already. Returns bytes or -errno; *lost
- * is set where the kernel dropped descriptors.
+ * fdpass.c: one non-blocking recvmsg(). Every descriptor that arrived is in FDS (PZ_KERNEL_MAX_FDS
+ * long), counted in *nfds and owned by the caller. Returns bytes or -errno; *lost is an errno where
+ * the kernel dropped descriptors or bytes, else 0.
  */
-long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t max_fds, size_t *nfds,
-                     int *lost);
+long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t *nfds, int *lost);
 
 /* listen.c: options, bind, listen on a socket that exists. Returns 0 or -errno. */
 int pz_make_listening(int fd, const struct pz_listener *wanted, int index,

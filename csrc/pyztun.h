@@ -198,7 +198,7 @@ enum pz_event {
     PZ_EVENT_MALFORMED = 5, /* request.why says how; answer and close */
     PZ_EVENT_DENIED = 6,    /* the peer's uid may not ask; answer and close */
     PZ_EVENT_WOKEN = 7,     /* the wake fd is readable */
-    PZ_EVENT_QUIET = 8      /* draining, and nothing more to serve */
+    PZ_EVENT_QUIET = 8      /* the drain is over */
 };
 
 enum pz_why {
@@ -211,12 +211,12 @@ enum pz_why {
 };
 
 struct pz_request {
-    struct pz_netns_info netns; /* of fd, unless not_netns */
-    uint64_t cookie;            /* PZ_EVENT_RELEASE_COOKIE */
+    uint64_t inode;  /* of the netns that fd refers to */
+    uint64_t cookie; /* of it, 0 where the kernel cannot tell yet; or of PZ_EVENT_RELEASE_COOKIE */
     uint32_t peer;   /* for pz_handoff_answer() */
-    int32_t fd;        /* PZ_EVENT_TAKE, PZ_EVENT_RELEASE: owned by the caller; else -1 */
-    int32_t not_netns; /* what pz_netns_inspect() says of fd: 0 or -errno */
-    int32_t pid;     /* SO_PEERCRED of the peer, as of its connect() */
+    int32_t fd;      /* TAKE, RELEASE: the netns, owned by the caller; else -1 */
+    int32_t not_netns; /* TAKE, RELEASE: 0, or the -errno of pz_netns_inspect(), and fd is -1 */
+    int32_t pid;       /* SO_PEERCRED of the peer, as of its connect() */
     uint32_t uid;
     uint32_t gid;
     uint32_t why;  /* PZ_EVENT_MALFORMED: enum pz_why */
@@ -265,16 +265,18 @@ int pz_handoff_answer(struct pz_handoff *h, uint32_t peer, const uint8_t *text, 
 /*
  * Serves a PZ_EVENT_TAKE whose fd is a netns in one call: makes the listeners as pz_listen() does
  * and answers the peer with the LEN bytes of READY, the cookie in decimal and a newline. Completes
- * request->netns.id where the kernel told it only now (by the inode before Linux 5.14). Returns 0
+ * request->cookie where the kernel tells it only now (by the inode before Linux 5.14). Returns 0
  * with out_fds, or what pz_listen() returns, and then nothing is answered.
  */
 int pz_handoff_take(struct pz_handoff *h, struct pz_request *request, int home_fd,
                     const struct pz_listener *wanted, size_t n, int *out_fds, const uint8_t *ready,
                     size_t len, struct pz_failure *failure);
 
-/* From now on pz_handoff_next() serves what is already queued, never waits, and then returns QUIET.
+/*
+ * From now on pz_handoff_next() serves what is already queued and waits only for peers that are
+ * reading their answers; then, or when timeout_ms have passed, it returns QUIET.
  */
-void pz_handoff_drain(struct pz_handoff *h);
+void pz_handoff_drain(struct pz_handoff *h, int timeout_ms);
 
 void pz_handoff_counters(const struct pz_handoff *h, struct pz_handoff_counters *out);
 

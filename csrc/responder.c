@@ -152,25 +152,32 @@ int pz_responder_run(struct pz_responder *r)
     return 0;
 }
 
+/* The wake fd may stay readable after a run, and would keep every later turn from sleeping. */
+static void stop_being_woken(struct pz_responder *r)
+{
+    epoll_ctl(r->epoll, EPOLL_CTL_DEL, r->wake, NULL);
+}
+
 int pz_responder_accept_queued(struct pz_responder *r, int timeout_ms)
 {
-    int64_t deadline = pz_now_ms() + timeout_ms;
+    int64_t deadline = pz_deadline(timeout_ms);
     bool woken;
 
-    epoll_ctl(r->epoll, EPOLL_CTL_DEL, r->wake, NULL);
+    stop_being_woken(r);
     /* Listeners are level-triggered: while one has a connection queued, a turn has something to do.
      */
-    while (turn(r, 0, &woken) > 0 && pz_now_ms() < deadline)
+    while (turn(r, 0, &woken) > 0 && !pz_has_passed(deadline))
         continue;
     return 0;
 }
 
 int pz_responder_finish(struct pz_responder *r, int timeout_ms)
 {
-    int64_t deadline = pz_now_ms() + timeout_ms;
+    int64_t deadline = pz_deadline(timeout_ms);
     bool woken;
 
-    while (r->seats.taken > 0 && pz_now_ms() < deadline)
+    stop_being_woken(r);
+    while (r->seats.taken > 0 && !pz_has_passed(deadline))
         turn(r, deadline, &woken);
     return (int)r->seats.taken;
 }

@@ -368,14 +368,14 @@ class Handoff:
     def take(self, plan: ListenPlan, home_fd: int, ready: bytes) -> list[int]:
         """Serves TAKE: makes the listeners in the request's netns and answers READY + cookie.
 
-        ``request.netns.id`` is the cookie afterwards. The caller owns the descriptors.
+        ``request.cookie`` is the cookie afterwards. The caller owns the descriptors.
         SyscallError: nothing is answered yet.
         """
         return plan.open_for(self._handle, self.request, home_fd, ready)
 
-    def drain(self) -> None:
-        """From now on next() serves what is queued and then returns QUIET."""
-        lib.pz_handoff_drain(self._handle)
+    def drain(self, timeout: float) -> None:
+        """From now on next() serves what is queued, for ``timeout`` seconds at most; then QUIET."""
+        lib.pz_handoff_drain(self._handle, int(timeout * 1000))
 
     def counters(self) -> dict[str, int]:
         """accepted, evicted, expired, accept_errors, and peers as of now."""

@@ -232,12 +232,16 @@ def listener_spec(
             packed = socket.inet_pton(family, address)
         except (OSError, ValueError):
             continue
-        if scope and (family == socket.AF_INET or not scope.isdecimal()):
+        if scope and (family == socket.AF_INET or not _is_ifindex(scope)):
             break
         return native.ListenerSpec(
             host, packed, port, backlog=backlog, flags=flags, mark=mark, scope_id=int(scope or 0)
         )
     raise ValueError(f"{host!r} is not an IP address (a name is resolved by the caller, at home)")
+
+
+def _is_ifindex(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) < 2**31
 
 
 def _cannot_open(number: int, reference: str) -> Exception:

@@ -26,7 +26,7 @@ options:
   --list             print what the ztunnel holds, one netns a line
   --timeout SECONDS  for connecting and for each answer (default 2)
   --require-ready    exit with 3 where an answer does not come in time (default: 0)
-  --verbose          print each answer to stderr
+  --verbose          print each descriptor sent, and each answer, to stderr
   --help             print this and exit
   --version          print the version and exit
 
@@ -46,21 +46,36 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. ``argv`` without the program name."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    from pyztun.cni import arguments
+    from pyztun.cni import output
+    from pyztun.fds import occupy_stdio
+
+    occupy_stdio()
+    output.speak_any_locale()
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        output.complain("interrupted")
+    except OSError as error:
+        output.forget(sys.stdout)
+        output.complain(f"stdout: {error.strerror}")
+    return 1
+
+
+def _run(words: Sequence[str]) -> int:
+    from pyztun.cni import arguments, output
 
     try:
         asked = arguments.parse(words)
     except arguments.UsageError as error:
-        sys.stderr.write(f"pyztun-cni: {error}\nTry 'pyztun-cni --help'.\n")
+        output.complain(f"{error} (try pyztun-cni --help)")
         return 2
     if asked.action == "help":
-        sys.stdout.write(HELP)
+        output.tell(HELP.rstrip())
         return 0
     if asked.action == "version":
         from pyztun import __version__
 
-        sys.stdout.write(f"pyztun-cni {__version__}\n")
+        output.tell(f"pyztun-cni {__version__}")
         return 0
     from pyztun.cni import oneshot
 

@@ -7,11 +7,10 @@ native module: this is a command that a CNI plugin may run for every pod.
 from __future__ import annotations
 
 import errno
-import os
-import sys
 from time import monotonic
 
 from pyztun.channel import Channel
+from pyztun.cni.output import complain, tell
 from pyztun.errors import PeerClosed, ProtocolError, PyztunError, SyscallError
 from pyztun.netns import NetNs
 from pyztun.protocol import seed
@@ -29,6 +28,14 @@ class NoReceiver(PyztunError):
 
 class Unanswered(Exception):
     """The request is out, and the receiver did not say what became of it."""
+
+
+class HungUp(Unanswered):
+    """The receiver closed the connection in place of an answer."""
+
+
+class NotSent(HungUp):
+    """The receiver closed the connection before the request was in it."""
 
 
 class Sender:
@@ -49,15 +56,28 @@ class Sender:
         """
         deadline = monotonic() + self._timeout
         fds = () if netns is None else (netns.fileno(),)
-        reused = self._channel is not None
+        fresh = self._channel is None
         try:
-            self._connect(deadline).send(request, fds, _left(deadline))
-        except SyscallError as error:
-            self.close()
-            if not reused or error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            return self._ask_once(request, fds, deadline)
+        except HungUp:
+            # An old connection may have ended behind its last answer. Requests are idempotent.
+            if fresh:
                 raise
-            # The receiver had closed the connection before: this request did not reach it.
-            self._connect(deadline).send(request, fds, _left(deadline))
+        return self._ask_once(request, fds, deadline)
+
+    def _ask_once(self, request: bytes, fds: tuple[int, ...], deadline: float) -> seed.Answer:
+        channel = self._connect(deadline)
+        try:
+            channel.send(request, fds, _left(deadline))
+        except SyscallError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                self.close()
+                raise
+            # Closed before it read anything, it may still have said why: an unwanted uid is told.
+            try:
+                return self.answer(deadline)
+            except HungUp:
+                raise NotSent("the receiver closed the connection") from None
         return self.answer(deadline)
 
     def _connect(self, deadline: float) -> Channel:
@@ -75,7 +95,7 @@ class Sender:
             return seed.parse(line)
         except PeerClosed as error:
             self.close()
-            raise Unanswered("the receiver closed the connection") from error
+            raise HungUp("the receiver closed the connection") from error
         except SyscallError as error:
             self.close()
             if error.errno == errno.ETIMEDOUT:
@@ -100,15 +120,8 @@ def run(asked: Asked) -> int:
             results = [_list(sender, asked)]
         else:
             results = [_one(sender, asked, reference) for reference in asked.references]
-        sys.stdout.flush()
     except PyztunError as error:
-        return _say(str(error))
-    except KeyboardInterrupt:
-        return _say("interrupted")
-    except OSError as error:
-        # Python flushes stdout once more at exit and would complain a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _say(f"stdout: {error.strerror}")
+        return _fail(str(error))
     finally:
         sender.close()
     return next((status for status in (FAILED, UNCONFIRMED) if status in results), DONE)
@@ -121,35 +134,40 @@ def _one(sender: Sender, asked: Asked, reference: str) -> int:
         else:
             with NetNs.open(reference) as netns:
                 if asked.verbose:
-                    print(f"{reference}: sending fd {netns.fileno()}", file=sys.stderr)
+                    complain(f"{reference}: sending fd {netns.fileno()}")
                 request = seed.RELEASE if asked.action == "release" else seed.TAKE
                 answer = sender.ask(request, netns)
+    except NotSent as error:
+        return _fail(f"{reference}: not sent: {error}")
     except Unanswered as error:
-        where = sys.stderr if asked.require_ready else sys.stdout
-        print(f"sent, not confirmed: {reference}: {error}", file=where, flush=True)
-        return UNCONFIRMED if asked.require_ready else DONE
+        text = f"sent, not confirmed: {reference}: {error}"
+        if asked.require_ready:
+            complain(text)
+            return UNCONFIRMED
+        tell(text)
+        return DONE
     except ProtocolError as error:
         sender.close()
-        return _say(f"{reference}: {error}")
+        return _fail(f"{reference}: {error}")
     except SyscallError as error:
         text = str(error)
-        return _say(text if reference in text else f"{reference}: {text}")
+        return _fail(text if reference in text else f"{reference}: {text}")
     return _tell(answer, asked, reference)
 
 
 def _tell(answer: seed.Answer, asked: Asked, reference: str) -> int:
     if answer.kind == seed.ERROR:
-        return _say(f"{reference}: refused: {answer.reason}")
+        return _fail(f"{reference}: refused: {answer.reason}")
     expected = seed.RELEASED if asked.action == "release" else seed.READY
     if answer.kind != expected:
-        return _say(f"{reference}: the receiver answered {answer.kind!r} instead of {expected!r}")
+        return _fail(f"{reference}: the receiver answered {answer.kind!r} instead of {expected!r}")
     if asked.verbose:
         words = " ".join((*answer.addresses, f"netns={answer.cookie}"))
-        print(f"{reference}: {answer.kind} {words}", file=sys.stderr)
+        complain(f"{reference}: {answer.kind} {words}")
     if asked.action == "release":
-        print(f"released netns={answer.cookie}", flush=True)
+        tell(f"released netns={answer.cookie}")
     else:
-        print("listeners ready", flush=True)
+        tell("listeners ready")
     return DONE
 
 
@@ -157,17 +175,17 @@ def _list(sender: Sender, asked: Asked) -> int:
     try:
         answer = sender.ask(seed.LIST)
         while answer.kind == seed.HELD:
-            print(f"netns={answer.cookie}", *answer.addresses)
+            tell(" ".join((f"netns={answer.cookie}", *answer.addresses)))
             answer = sender.answer(monotonic() + asked.timeout)
     except Unanswered as error:
-        return _say(f"--list: {error}")
+        return _fail(f"--list: {error}")
     if answer.kind == seed.ERROR:
-        return _say(f"--list: refused: {answer.reason}")
+        return _fail(f"--list: refused: {answer.reason}")
     if answer.kind != seed.END:
-        return _say(f"--list: the receiver answered {answer.kind!r}")
+        return _fail(f"--list: the receiver answered {answer.kind!r}")
     return DONE
 
 
-def _say(reason: str) -> int:
-    sys.stderr.write(f"pyztun-cni: {reason}\n")
+def _fail(reason: str) -> int:
+    complain(reason)
     return FAILED

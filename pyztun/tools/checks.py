@@ -27,6 +27,16 @@ class Checks:
         self._stage = stage
         self._check = observations.check
 
+    def no_process(self, pod: Pod) -> None:
+        """Not one process is in the pod."""
+        found = evidence.processes_in(pod.inode)
+        self._check(f"no process is in {pod.name}", not found, f"{len(found)} processes")
+
+    def no_listener(self, pod: Pod, view: evidence.View) -> None:
+        """Not one socket listens in the pod."""
+        found = view.listeners
+        self._check(f"nothing listens in {pod.name}", not found, f"{len(found)} LISTEN sockets")
+
     def sent_fd(self, done: processes.Finished) -> str:
         """pyztun-cni sent a descriptor; returns it as ``fd N``."""
         told = re.search(r": sending (fd \d+)$", done.stderr, re.MULTILINE)
@@ -45,8 +55,8 @@ class Checks:
         """pyztun-ztunnel answered with the cookie of that pod, and pyztun-cni said so."""
         told = done.stdout.strip()
         self._check("pyztun-cni printed", told == "listeners ready", told or done.summary())
-        line = next((line for line in done.stderr.splitlines() if ": ready " in line), "")
-        text = line.partition(": ")[2]
+        found = re.search(r": (ready .*)$", done.stderr, re.MULTILINE)
+        text = found[1] if found else ""
         try:
             cookie = seed.parse(text.encode()).cookie
         except ProtocolError:
@@ -72,12 +82,12 @@ class Checks:
         return tied
 
     def threads_at_home(self) -> None:
+        """Not only the process as /proc/PID shows it, which is its main thread."""
         where = evidence.cookies_of_threads(self._stage.ztunnel.pid)
-        home = set(where.values()) == {self._stage.home.cookie}
+        cookies = set(where.values())
+        seen = f"{len(where)} threads, cookie {listed(cookies)}"
         self._check(
-            f"all {len(where)} threads of ztunnel are at home",
-            home,
-            f"cookie {listed(set(where.values()))}",
+            "every thread of ztunnel is at home", cookies == {self._stage.home.cookie}, seen
         )
 
     def no_netns_held(self) -> None:
@@ -105,13 +115,12 @@ class Checks:
 
     def gone(self, pod: Pod) -> None:
         gone = self._stage.is_gone(pod, DEATH_PATIENCE)
-        self._check(
-            f"the kernel reports the end of {pod.name}",
-            gone,
-            f"RTM_DELNSID {pod.nsid}" if gone else f"no news in {DEATH_PATIENCE:g} s",
-        )
+        news = f"netlink message RTM_DELNSID {pod.nsid}"
+        seen = news if gone else f"no news in {DEATH_PATIENCE:g} s"
+        self._check(f"the kernel reports the end of {pod.name}", gone, seen)
 
 
 def listed(things: Iterable[object]) -> str:
-    """The things with commas between them, or ``none``."""
-    return ", ".join(map(str, things)) or "none"
+    """The things with commas between them, or ``none``; those of a set in their order."""
+    in_order = sorted(things, key=str) if isinstance(things, set) else things
+    return ", ".join(map(str, in_order)) or "none"

@@ -35,8 +35,10 @@ class Ztunnel:
             self._process = start(
                 self.words, stdout=subprocess.DEVNULL, stderr=log_end, env=environment
             )
-        except BaseException:
+        except BaseException as error:
             self._close_ours()
+            if isinstance(error, OSError):  # no room, or TMPDIR makes the path too long
+                raise ProgramError(f"{self._notify_path}: {error}") from error
             raise
         finally:
             os.close(log_end)
@@ -82,6 +84,18 @@ class Ztunnel:
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(0.1)
         return last_words(status, self._log.decode(errors="replace"))
+
+    def check_alive(self) -> None:
+        """ProgramError, with the last line of its log, if it has ended or is about to.
+
+        Of a process that ends, /proc shows nothing any more a moment before it can be waited for.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5)
+            with contextlib.suppress(ProgramError):
+                while self._readable(monotonic()):
+                    self._read_log()
+            raise ProgramError(f"pyztun-ztunnel ended: {self._last_words()}")
 
     def stop(self) -> int:
         """SIGTERM, and SIGKILL if that does not help. Returns the exit status, also later on."""

@@ -44,14 +44,15 @@ def run(asked: argparse.Namespace) -> int:
     from pyztun.tools.stage import Stage
     from pyztun.tools.terminal import Terminal, wants_plain
 
+    if sys.stdout is None:
+        return _fail("stdout is closed")
     interrupts = Interrupts()
     terminal = Terminal(sys.stdout, plain=asked.plain or wants_plain(sys.stdout))
     try:
         with Stage() as stage:
             return _play(stage, terminal, interrupts, pause=asked.pause)
     except BrokenPipeError:
-        # What is still buffered must not fail once more when the interpreter flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 1
     except (PyztunError, OSError) as error:
         return _fail(error)
@@ -77,7 +78,10 @@ def _play(stage: Stage, terminal: Terminal, interrupts: Interrupts, *, pause: bo
             if pause:
                 with interrupts.allowed():
                     terminal.wait_for_enter(title)
-            _tell(step, title, terminal, story)
+            terminal.heading(title)
+            terminal.say(step.text)
+            terminal.places(step.places)
+            _act(step, stage, story)
             observations.end_of_step()
             terminal.moral(step.moral)
     except NotAsTold:
@@ -91,11 +95,15 @@ def _play(stage: Stage, terminal: Terminal, interrupts: Interrupts, *, pause: bo
     return 0
 
 
-def _tell(step: Step, title: str, terminal: Terminal, story: Story) -> None:
-    terminal.heading(title)
-    terminal.say(step.text)
-    terminal.places(step.places)
-    step.act(story)
+def _act(step: Step, stage: Stage, story: Story) -> None:
+    try:
+        step.act(story)
+    except BrokenPipeError:
+        raise
+    except (PyztunError, OSError):
+        # Whatever went wrong: if ztunnel is dead, that is why.
+        stage.check_ztunnel()
+        raise
 
 
 def _fail(reason: object) -> int:
@@ -103,9 +111,21 @@ def _fail(reason: object) -> int:
     text = str(reason)
     if isinstance(reason, SyscallError) and reason.errno in (errno.EPERM, errno.EACCES):
         text = f"needs root, or a user namespace: {_in_user_namespace()} ({text})"
-    sys.stdout.flush()
-    sys.stderr.write(f"pyztun demo: {text}\n")
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+    if sys.stderr is not None:
+        sys.stderr.write(f"pyztun demo: {text}\n")
     return 1
+
+
+def _forget_stdout() -> None:
+    """What is still buffered must not fail once more when the interpreter flushes it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _in_user_namespace() -> str:

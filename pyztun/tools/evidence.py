@@ -5,6 +5,7 @@ Nothing here asks the programs that are shown.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -42,12 +43,12 @@ class Listener:
 class View:
     """What a process inside a netns saw.
 
-    :ivar inode: of the netns in which it was.
+    :ivar cookie: of the netns in which it was.
     :ivar answers: port -> what the client was told, or ``refused``.
     """
 
     pid: int
-    inode: int
+    cookie: int
     listeners: list[Listener]
     answers: dict[int, str]
 
@@ -61,7 +62,7 @@ def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
     seen = json.loads(done.stdout)
     return View(
         done.pid,
-        seen["inode"],
+        seen["cookie"],
         listeners_of(seen["tcp"]),
         {int(port): said for port, said in seen["answers"].items()},
     )
@@ -95,6 +96,16 @@ def _address(digits: str) -> str:
     return f"[{socket.inet_ntop(socket.AF_INET6, b''.join(words))}]"
 
 
+def processes_in(netns_inode: int) -> list[int]:
+    """The processes in a netns; of others' processes, those whose netns we may read."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}/ns/net").st_ino == netns_inode:
+                found.append(int(pid))
+    return found
+
+
 def cookie_of_process(pid: int) -> int:
     """The cookie of the netns in which a process is, which is where its main thread is."""
     with NetNs.from_pid(pid) as netns:
@@ -123,10 +134,7 @@ def netns_held_by(pid: int) -> set[int]:
 def _open_files(pid: int) -> Iterator[tuple[int, str, int]]:
     """(fd, kind, inode number) of each file that is named like ``socket:[4711]``."""
     for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-        except FileNotFoundError:  # closed meanwhile
-            continue
-        named = re.fullmatch(r"(\w+):\[(\d+)\]", target)
-        if named:
-            yield int(name), named[1], int(named[2])
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            named = re.fullmatch(r"(\w+):\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
+            if named:
+                yield int(name), named[1], int(named[2])

@@ -15,7 +15,7 @@ from pyztun.errors import PyztunError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-PATIENCE = 3.0
+PATIENCE = 5.0
 """Seconds that a program gets for whatever it is waited for."""
 PACE = 0.0005
 """Seconds between two looks at what happens while a program runs."""

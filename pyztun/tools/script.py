@@ -62,7 +62,8 @@ STEPS = (
         "The netns of web travels as a file descriptor",
         """pyztun-cni opens the netns of web, which gives it an fd, and sends that fd over the Unix
         socket. The kernel makes an fd for the same netns in ztunnel. Each process has its own
-        number for it; the netns behind the two numbers is one.""",
+        number for it; the netns behind the two numbers is one. (The demo's pods have no name, hence
+        the path /proc/PID/fd/N; it could be /run/netns/NAME.)""",
         ("csrc/fdpass.c: pz_send()", "csrc/fdpass.c: pz_receive_once()"),
         Story.netns_travels,
     ),
@@ -81,7 +82,7 @@ STEPS = (
         ("csrc/netns.c: make_sockets()", "pyztun/ztunnel/workloads.py: add()"),
         Story.listeners_are_in_the_pod,
         """Each arrow is one open file: its number belongs to a process at home, its socket to the
-        pod. That is how a listener can be in a pod while its process is not.""",
+        pod. So there are listeners in web although no process is.""",
     ),
     Step(
         "A client in the pod is answered",
@@ -94,7 +95,7 @@ STEPS = (
         "A second pod: the same process, the same ports",
         """Now db. Every netns has all ports for itself, so 15001 of db does not collide with 15001
         of web. One process serves both pods.""",
-        ("pyztun/ztunnel/receiver.py: _take_fd()",),
+        ("pyztun/ztunnel/receiver.py: _take()",),
         Story.second_pod,
     ),
     Step(

@@ -76,11 +76,18 @@ class Stage:
             self._directory = tempfile.mkdtemp(prefix="pyztun-")
             undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
             self._undo = undo.pop_all()
+        self._started = False
 
     def start_ztunnel(self) -> None:
         """Starts the daemon, which is in ``self.ztunnel`` from then on. ProgramError."""
         self.ztunnel = Ztunnel(self._directory)
         self._undo.callback(self.ztunnel.close)
+        self._started = True
+
+    def check_ztunnel(self) -> None:
+        """ProgramError if the daemon was started and has ended: the cause of what else failed."""
+        if self._started:
+            self.ztunnel.check_alive()
 
     def cni_words(self, *arguments: str) -> list[str]:
         """The command line of pyztun-cni for our daemon."""

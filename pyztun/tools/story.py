@@ -30,8 +30,8 @@ class Story:
         cookies = [home.cookie, *(pod.cookie for pod in pods)]
         self._check("three different netns", len(set(cookies)) == len(cookies), listed(cookies))
         for pod in pods:
-            found = evidence.look_inside(pod.reference).listeners
-            self._check(f"nothing listens in {pod.name}", not found, f"{len(found)} LISTEN sockets")
+            self._see.no_process(pod)
+            self._see.no_listener(pod, evidence.look_inside(pod.reference))
         self._terminal.drawing(drawings.cast(home.cookie, [(pod.name, pod.cookie) for pod in pods]))
 
     def ztunnel_starts(self) -> None:
@@ -88,6 +88,7 @@ class Story:
             (f"  {fd}", f"LISTEN {each}  (socket {each.socket})")
             for each, fd in self._see.listeners(stage.web)
         ]
+        self._see.no_process(stage.web)
         self._terminal.drawing(
             drawings.tied(
                 f"home, netns {stage.home.cookie}",
@@ -99,8 +100,8 @@ class Story:
     def pod_is_answered(self) -> None:
         web = self._stage.web
         view = evidence.look_inside(web.reference, (*PORTS, CLOSED_PORT))
-        inside = view.inode == web.inode
-        self._check(f"the client, pid {view.pid}, is in web", inside, f"inode {view.inode}")
+        inside = view.cookie == web.cookie
+        self._check(f"the client, pid {view.pid}, is in web", inside, f"cookie {view.cookie}")
         for port in PORTS:
             self._says_ok(view, port, web)
         said = view.answers[CLOSED_PORT]
@@ -119,9 +120,7 @@ class Story:
         web = self._stage.web
         self._release(web.reference, web)
         view = evidence.look_inside(web.reference, PORTS)
-        self._check(
-            "nothing listens in web", not view.listeners, f"{len(view.listeners)} LISTEN sockets"
-        )
+        self._see.no_listener(web, view)
         refused = all(said == "refused" for said in view.answers.values())
         self._check("a client in web gets", refused, listed(view.answers.values()))
         self._see.list_names([self._stage.db])

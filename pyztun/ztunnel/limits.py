@@ -19,6 +19,9 @@ OWN_FDS = 64
 IN_FLIGHT_FDS = native.MAX_FDS + 3
 """One hostile message installs up to 253 descriptors in our table before we can close them."""
 
+CLOSING_FDS = 256
+"""What strangers sent and a thread is closing: PZ_CLOSER_ROOM of csrc/closer.h."""
+
 MAX_CONNECTIONS = 512
 
 
@@ -49,7 +52,7 @@ def share_out(fd_limit: int, listeners: int, max_peers: int, max_workloads: int)
     :param max_peers: wanted at most; a quarter of the table at most.
     :param max_workloads: wanted at most.
     """
-    free = fd_limit - OWN_FDS - IN_FLIGHT_FDS
+    free = fd_limit - OWN_FDS - IN_FLIGHT_FDS - CLOSING_FDS
     peers = min(max_peers, free // 4)
     connections = min(MAX_CONNECTIONS, free // 8)
     workloads = min(max_workloads, (free - peers - connections) // listeners)

@@ -106,7 +106,7 @@ class Log:
                 continue
             del self._repeats[key]
             if count:
-                fields = {"event": key, "count": int(count)}
+                fields = {"what": key, "count": int(count)}
                 lines.append(self._line(time(), "warning", "repeated", fields))
         if self._dropped:
             dropped, self._dropped = self._dropped, 0

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. ``argv`` without the program name."""
     from pyztun.errors import PyztunError
+    from pyztun.fds import occupy_stdio
     from pyztun.ztunnel import service, settings
 
+    occupy_stdio()
     asked = settings.parse(argv)
     try:
         return service.run(asked)
     except PyztunError as error:
-        sys.stderr.write(f"pyztun-ztunnel: {error}\n")
+        print(f"pyztun-ztunnel: {error}", file=sys.stderr)
         return 1

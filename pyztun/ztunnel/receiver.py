@@ -11,7 +11,6 @@ native call listens and answers.
 from __future__ import annotations
 
 import os
-from time import monotonic
 
 from pyztun import native
 from pyztun.errors import SyscallError
@@ -54,7 +53,7 @@ class Receiver:
         self._ready = seed.ready_without_cookie(" ".join(map(str, plan.specs)))
         self._workloads, self._log, self._wake = workloads, log, wake
         self._max_workloads, self._not_workloads = max_workloads, not_workloads
-        self._stop_at: float | None = None
+        self._draining = False
 
     def run(self) -> None:
         """Blocks until a drain is complete."""
@@ -70,36 +69,35 @@ class Receiver:
         next_event = self._handoff.next
         while (event := next_event()) != native.QUIET:
             serve[event]()
-            if self._stop_at is not None and monotonic() > self._stop_at:
-                return
 
     def _take(self) -> None:
         request = self._request
-        fd, inode = request.fd, request.netns.ino
+        fd, inode = request.fd, request.inode
         try:
-            if (refusal := self._refusal(inode)) is not None:
-                self._refuse(refusal)
-            elif (held := self._workloads.get(inode)) is not None:
+            held = self._workloads.by_inode.get(inode)
+            if held is not None:
                 self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+            elif (refusal := self._refusal(request, inode)) is not None:
+                self._refuse(refusal)
             else:
                 listeners = self._handoff.take(self._plan, self._home_fd, self._ready)
-                self._hold(inode, request.netns.id, listeners)
+                self._hold(inode, request.cookie, listeners)
         except SyscallError as error:
             self._refuse(str(error))
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
-    def _refusal(self, inode: int) -> str | None:
-        """Why this netns is not taken, or None."""
-        if self._request.not_netns:
+    def _refusal(self, request: Any, inode: int) -> str | None:
+        """Why this netns, which is not held, is not taken; None if it may be."""
+        if request.not_netns:
             return self._not_a_netns()
         if inode in self._not_workloads:
             return self._not_workloads[inode]
-        if self._workloads.get(inode) is None:
-            if self._stop_at is not None:
-                return "shutting down"
-            if len(self._workloads) >= self._max_workloads:
-                return f"the limit of {self._max_workloads} workloads is reached"
+        if self._draining:
+            return "shutting down"
+        if len(self._workloads.by_inode) >= self._max_workloads:
+            return f"the limit of {self._max_workloads} workloads is reached"
         return None
 
     def _hold(self, inode: int, cookie: int, listeners: list[int]) -> None:
@@ -122,12 +120,12 @@ class Receiver:
 
     def _release(self) -> None:
         request = self._request
+        if request.not_netns:
+            self._refuse(self._not_a_netns())
+            return
         try:
-            if request.not_netns:
-                self._refuse(self._not_a_netns())
-                return
-            workload = self._workloads.get(request.netns.ino)
-            cookie = workload.cookie if workload else request.netns.id or self._find_cookie()
+            workload = self._workloads.by_inode.get(request.inode)
+            cookie = workload.cookie if workload else request.cookie or self._find_cookie()
         finally:
             # Before the answer: who reads it may rely on nothing of ours pinning the netns.
             os.close(request.fd)
@@ -138,7 +136,7 @@ class Receiver:
         try:
             return native.netns_cookie(self._request.fd, "the descriptor", self._home_fd)
         except SyscallError:
-            return int(self._request.netns.ino)
+            return int(self._request.inode)
 
     def _release_cookie(self) -> None:
         self._let_go(self._request.cookie)
@@ -174,8 +172,8 @@ class Receiver:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        self._stop_at = monotonic() + DRAIN_TIME
-        self._handoff.drain()
+        self._draining = True
+        self._handoff.drain(DRAIN_TIME)
 
     def _peer(self) -> dict[str, int]:
         return {"pid": self._request.pid, "uid": self._request.uid}

@@ -171,6 +171,8 @@ def _serve(parts: _Parts) -> int:
             parts.socket_file.remove()
             os.eventfd_write(parts.handoff_wake, 1)
         elif handoff.ended and not responder.ended:
+            # Nobody reads requests any more: their senders need not wait for the pods' clients.
+            parts.handoff.close()
             os.eventfd_write(parts.responder_wake, 1)
     parts.close()
     parts.log.event("info", "stopped")

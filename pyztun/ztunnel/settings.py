@@ -17,6 +17,9 @@ DEFAULT_PORTS = (15008, 15006, 15001)
 """HBONE inbound, plaintext inbound, outbound: what Istio's ztunnel listens on in every pod."""
 
 MAX_WORKLOADS = 100_000
+MAX_NUMBER_DIGITS = 10
+MAX_ID = 2**32 - 2
+"""Of uids and gids; 2**32 - 1 means nobody to the kernel."""
 PERMISSION_BITS = 0o777
 DEADLINE = 5.0
 """Seconds for a whole request, and for a connection of the responder."""
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", metavar="OCTAL", type=_mode, default=0o600,
         help="permissions of the socket file (default 0600)")
     add("--group", metavar="GROUP", type=_group, help="of the socket file, by name or number")
-    add("--allow-uid", metavar="UID", type=_Number(0, 2**32 - 2), **many,
+    add("--allow-uid", metavar="UID", type=_Number(0, MAX_ID), **many,
         help="a uid that may ask beside root and our own; repeatable")
     add("--allow-home", action="store_true",
         help="accept our own netns, and the initial one, as a workload")
@@ -144,7 +147,9 @@ class _Number:
         self._low, self._high = low, high
 
     def __call__(self, text: str) -> int:
-        if not (text.isascii() and text.isdigit() and self._low <= int(text) <= self._high):
+        # The length first: int() refuses thousands of digits with another error.
+        short = text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_DIGITS
+        if not (short and self._low <= int(text) <= self._high):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a number in {self._low}..{self._high}"
             )
@@ -163,7 +168,7 @@ def _mode(text: str) -> int:
 
 def _group(text: str) -> int:
     if text.isascii() and text.isdigit():
-        return int(text)
+        return _Number(0, MAX_ID)(text)
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:

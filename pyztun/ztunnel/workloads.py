@@ -30,25 +30,22 @@ class Workload:
 class Workloads:
     """All that is held.
 
+    :ivar by_inode: to be read only.
     :param addresses: of the listeners, as answers show them.
     :param responder: answers the connections.
     """
 
     def __init__(self, addresses: str, responder: native.Responder) -> None:
         self._addresses, self._responder = addresses, responder
-        self._by_inode: dict[int, Workload] = {}
+        self.by_inode: dict[int, Workload] = {}
         self._by_cookie: dict[int, Workload] = {}
         self._listing: bytes | None = None
 
     def __len__(self) -> int:
-        return len(self._by_inode)
+        return len(self.by_inode)
 
     def __iter__(self) -> Iterator[Workload]:
-        return iter(self._by_inode.values())
-
-    def get(self, inode: int) -> Workload | None:
-        """The workload that is held for a netns."""
-        return self._by_inode.get(inode)
+        return iter(self.by_inode.values())
 
     def by_cookie(self, cookie: int) -> Workload | None:
         """The workload of that cookie."""
@@ -60,7 +57,7 @@ class Workloads:
         :raises SyscallError: nothing is held, the listeners are closed.
         """
         workload = Workload(inode, cookie, listeners)
-        self._by_inode[inode] = self._by_cookie[cookie] = workload
+        self.by_inode[inode] = self._by_cookie[cookie] = workload
         self._listing = None
         try:
             self._responder.watch(listeners)
@@ -71,7 +68,7 @@ class Workloads:
 
     def drop(self, workload: Workload) -> None:
         """Closes its listeners: nothing of ours is left in the pod."""
-        del self._by_inode[workload.inode], self._by_cookie[workload.cookie]
+        del self.by_inode[workload.inode], self._by_cookie[workload.cookie]
         self._listing = None
         self._responder.forget(workload.listeners)
         for listener in workload.listeners:

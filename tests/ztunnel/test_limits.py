@@ -1,0 +1,69 @@
+"""How the fd table is shared out between peers, connections and workloads."""
+
+import resource
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyztun.errors import PyztunError
+from pyztun.ztunnel.limits import CLOSING_FDS, IN_FLIGHT_FDS, MAX_CONNECTIONS, OWN_FDS, share_out
+from support.zt_child import run_code
+
+TABLE = [
+    # fd limit, listeners, wanted peers and workloads -> peers, connections, workloads
+    ((4096, 3, 1024, 100_000), (880, 440, 734)),
+    ((20000, 3, 1024, 100_000), (1024, 512, 5963)),
+    ((1 << 20, 3, 1024, 100_000), (1024, 512, 100_000)),
+    ((1024, 3, 1024, 100_000), (112, 56, 94)),
+    ((4096, 64, 1024, 100_000), (880, 440, 34)),
+    ((20000, 3, 10, 5), (10, 512, 5)),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), TABLE)
+def test_shares(asked: tuple[int, int, int, int], expected: tuple[int, int, int]) -> None:
+    budget = share_out(*asked)
+    assert (budget.max_peers, budget.max_connections, budget.max_workloads) == expected
+
+
+@pytest.mark.parametrize(("limit", "listeners"), [(0, 3), (256, 3), (317, 3), (330, 64), (-1, 1)])
+def test_a_table_too_small_for_one_workload(limit: int, listeners: int) -> None:
+    with pytest.raises(PyztunError, match=f"RLIMIT_NOFILE {limit} is too low"):
+        share_out(limit, listeners, 1024, 100_000)
+
+
+@given(st.integers(0, 2**22), st.integers(1, 64), st.integers(1, 65536), st.integers(1, 100_000))
+def test_all_shares_together_fit(limit: int, listeners: int, peers: int, workloads: int) -> None:
+    """With every share used up, one hostile message still finds room for its descriptors."""
+    try:
+        budget = share_out(limit, listeners, peers, workloads)
+    except PyztunError:
+        return
+    assert 1 <= budget.max_peers <= peers
+    assert 1 <= budget.max_workloads <= workloads
+    assert 1 <= budget.max_connections <= MAX_CONNECTIONS
+    used = budget.max_peers + budget.max_connections + budget.max_workloads * listeners
+    assert used + OWN_FDS + IN_FLIGHT_FDS + CLOSING_FDS <= limit
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    code = (
+        "import resource\nfrom pyztun.ztunnel.limits import raise_fd_limit\n"
+        "print(raise_fd_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = run_code(code, wrap=["prlimit", "--nofile=256:999"])
+    assert (done.stdout, done.stderr) == ("999 999 999\n", "")
+
+
+def test_an_unlimited_table_is_limited_by_the_kernel() -> None:
+    """fs.nr_open caps what RLIM_INFINITY would be; setting more than that fails with EPERM."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    probe = ["prlimit", "--nofile=256:unlimited", "true"]
+    if hard != resource.RLIM_INFINITY and subprocess.run(probe, check=False).returncode:
+        pytest.skip("the hard limit cannot be raised here")
+    code = "from pyztun.ztunnel.limits import raise_fd_limit\nprint(raise_fd_limit())"
+    done = run_code(code, wrap=probe[:-1])
+    with open("/proc/sys/fs/nr_open") as limit:
+        assert (done.stdout, done.stderr) == (limit.read(), "")

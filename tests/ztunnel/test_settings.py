@@ -1,0 +1,149 @@
+"""The command line of pyztun-ztunnel, and what a start that cannot succeed says."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pyztun.ztunnel.settings import Settings, parse
+from support.programs import run_program
+
+DEFAULT = ["127.0.0.1:15008", "127.0.0.1:15006", "127.0.0.1:15001"]
+
+ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("S", {"socket": "S", "mode": 0o600, "group": None, "uids": (), "allow_home": False}),
+    ("S", {"max_peers": 1024, "log_format": "human"}),
+    ("S --mode 0660", {"mode": 0o660}),
+    ("S --mode 0", {"mode": 0}),
+    ("S --group 4242", {"group": 4242}),
+    ("S --group root", {"group": 0}),
+    ("S --allow-uid 1 --allow-uid 4294967294", {"uids": (1, 4294967294)}),
+    ("--allow-home S", {"allow_home": True}),
+    ("S --max-peers 1 --max-workloads 2", {"max_peers": 1, "max_workloads": 2}),
+    ("S --log-format json", {"log_format": "json"}),
+    ("-- -S", {"socket": "-S"}),
+]
+
+LISTEN = [
+    ([], DEFAULT, 4096),
+    (["127.0.0.1:15006"], ["127.0.0.1:15006"], 4096),
+    (["0.0.0.0:1", "[::]:65535", "[::1]:2"], ["0.0.0.0:1", "[::]:65535", "[::1]:2"], 4096),
+    (["[fe80::1%7]:15006"], ["[fe80::1%7]:15006"], 1),
+]
+
+REFUSED = [
+    ("", "SOCKET"),
+    ("S T", "unrecognized arguments"),
+    ("S --nonsense", "unrecognized arguments"),
+    ("S --allow-h", "unrecognized arguments"),
+    ("S --mode 0800", "octal"),
+    ("S --mode 01000", "octal"),
+    ("S --mode -1", "--mode"),
+    ("S --mode x", "octal"),
+    ("S --group no-such-group", "no group 'no-such-group'"),
+    ("S --allow-uid -1", "--allow-uid"),
+    ("S --allow-uid 4294967295", "not a number in"),
+    ("S --allow-uid root", "not a number in"),
+    ("S --max-peers 0", "not a number in"),
+    ("S --max-workloads 0", "not a number in"),
+    ("S --backlog 0", "not a number in"),
+    ("S --backlog 2147483648", "not a number in"),
+    ("S --backlog " + "9" * 5000, "--backlog"),
+    ("S --log-format xml", "invalid choice"),
+    ("S --listen 15006", "not ADDR:PORT"),
+    ("S --listen :15006", "not"),
+    ("S --listen localhost:15006", "not an IP address"),
+    ("S --listen 127.0.0.1:", "not ADDR:PORT"),
+    ("S --listen 127.0.0.1:x", "not ADDR:PORT"),
+    ("S --listen 127.0.0.1:-1", "not ADDR:PORT"),
+    ("S --listen 127.0.0.1:0", "port 0"),
+    ("S --listen 127.0.0.1:65536", "65535"),
+    ("S --listen 127.0.0.1:" + "9" * 5000, "--listen"),
+    ("S --listen ::1:15006", "not ADDR:PORT"),
+    ("S --listen [127.0.0.1:15006", "--listen"),
+    ("S --listen [::1]15006", "not ADDR:PORT"),
+    ("S --listen [fe80::1%lo]:15006", "not an IP address"),
+    ("S --listen [fe80::1%4294967296]:15006", "--listen"),
+    ("S --listen [fe80::1%" + "9" * 5000 + "]:15006", "--listen"),
+    ("S --group 4294967296", "--group"),
+    ("S --group " + "9" * 5000, "--group"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), ACCEPTED)
+def test_accepted(line: str, expected: dict[str, Any]) -> None:
+    settings = parse(line.split())
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("asked", "expected", "backlog"), LISTEN)
+def test_listeners(asked: list[str], expected: list[str], backlog: int) -> None:
+    words = ["S", "--backlog", str(backlog)]
+    for each in asked:
+        words += ["--listen", each]
+    settings = parse(words)
+    assert [str(each) for each in settings.listeners] == expected
+    assert {each.backlog for each in settings.listeners} == {backlog}
+
+
+def test_the_default_backlog_is_4096() -> None:
+    assert {each.backlog for each in parse(["S"]).listeners} == {4096}
+
+
+@pytest.mark.parametrize(("line", "why"), REFUSED, ids=lambda text: text[:40])
+def test_refused(line: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(line.split())
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert why in err.splitlines()[-1]
+
+
+def test_sixty_four_listeners_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for port in range(1, 65) for word in ("--listen", f"127.0.0.1:{port}")]
+    assert len(parse(["S", *words]).listeners) == 64
+    with pytest.raises(SystemExit):
+        parse(["S", *words, "--listen", "127.0.0.1:65"])
+    assert "at most 64 listeners" in capsys.readouterr().err
+
+
+def test_settings_do_not_change() -> None:
+    settings = parse(["S"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.mode = 0o666  # type: ignore[misc]
+    assert isinstance(settings, Settings)
+
+
+def test_help_and_version() -> None:
+    shown = run_program("pyztun-ztunnel", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for option in ("--listen", "--backlog", "--mode", "--group", "--allow-uid", "--allow-home"):
+        assert option in shown.stdout
+    version = run_program("pyztun-ztunnel", "--version")
+    assert version.stdout.startswith("pyztun-ztunnel 0.")
+
+
+def test_a_start_that_fails_is_one_line(sock_path: str) -> None:
+    with open(sock_path, "x"):
+        pass
+    done = run_program("pyztun-ztunnel", sock_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"pyztun-ztunnel: {sock_path} exists and is not a socket")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.needs_netns
+def test_a_start_without_the_capability_is_one_line(sock_path: str) -> None:
+    wrap = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+    done = run_program("pyztun-ztunnel", sock_path, wrap=wrap)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyztun-ztunnel: setns(home)")
+    assert "CAP_SYS_ADMIN" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_start_with_too_small_an_fd_table_is_one_line(sock_path: str) -> None:
+    done = run_program("pyztun-ztunnel", sock_path, wrap=["prlimit", "--nofile=256:256"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "RLIMIT_NOFILE 256 is too low" in done.stderr
+    assert done.stderr.count("\n") == 1
