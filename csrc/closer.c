@@ -9,10 +9,10 @@
  * everybody else. So the handoff thread closes only what it knows: netns, and connections that have
  * nothing unread.
  *
- * A lingering socket, the one of these that needs no privilege to make, is told first to end at
- * once. The rest waits in a ring. With the ring full the caller closes by itself: bounded memory
+ * The descriptors wait in a ring. With the ring full the caller closes by itself: bounded memory
  * and descriptors count for more than the patience of someone who was allowed to connect and then
- * sends 256 such files.
+ * sends 256 files that hold up the thread. A lingering socket, the one of these that needs no
+ * privilege to make, does not hold it up.
  */
 #include "closer.h"
 
@@ -60,12 +60,21 @@ static int next_fd(struct pz_closer *closer)
     return fd;
 }
 
+/* A socket that lingers is told first to end at once. Even that may wait, for the socket's lock. */
+static void end(int fd)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(fd);
+}
+
 static void *close_all(void *argument)
 {
     struct pz_closer *closer = argument;
 
     for (int fd; (fd = next_fd(closer)) != -1;)
-        close(fd);
+        end(fd);
     pthread_mutex_lock(&closer->lock);
     closer->finished = true;
     bool abandoned = closer->abandoned;
@@ -106,10 +115,8 @@ struct pz_closer *pz_closer_new(int *error)
 
 void pz_closer_take(struct pz_closer *closer, int fd)
 {
-    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
     bool room;
 
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     pthread_mutex_lock(&closer->lock);
     room = closer->count < PZ_CLOSER_ROOM;
     if (room) {
@@ -119,7 +126,7 @@ void pz_closer_take(struct pz_closer *closer, int fd)
     }
     pthread_mutex_unlock(&closer->lock);
     if (!room)
-        close(fd);
+        end(fd);
 }
 
 void pz_closer_quit(struct pz_closer *closer)
