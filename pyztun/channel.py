@@ -71,6 +71,8 @@ class Channel:
                 raise PeerClosed(f"{self.name}: closed before it answered")
             self._unread += data
         line, newline, self._unread = self._unread.partition(b"\n")
+        if len(line) >= limit:
+            raise ProtocolError(f"{self.name}: a line of more than {limit} bytes")
         return line + newline
 
     def _receive_more(self, timeout: float | None) -> tuple[bytes, list[OwnedFd]]:

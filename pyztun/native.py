@@ -112,6 +112,8 @@ def receive(
 
 def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) -> OwnedFd:
     """Connects a Unix socket; blocks up to ``timeout`` seconds while the backlog is full."""
+    if "\0" in path:  # C would connect to what stands before it
+        raise explain(errno.ENOENT, "connect", repr(path))
     encoded = path.encode("utf-8", "surrogateescape")
     rc = _wait(lambda ms: lib.pz_unix_connect(encoded, kind, ms), timeout)
     return OwnedFd(_check(rc, "connect", path))

@@ -77,7 +77,7 @@ class NetNs:
     @classmethod
     def from_name(cls, name: str) -> NetNs:
         """Opens ``/run/netns/NAME``, as ``ip netns`` names it."""
-        if not name or "/" in name or name in (".", ".."):
+        if not _is_name(name):
             raise NetnsGone(errno.ENOENT, f"{name!r} is not a name of a netns")
         return cls.from_path(f"{NAMES}/{name}", name)
 
@@ -110,7 +110,7 @@ class NetNs:
             remove().
         :raises MissingCapability: without CAP_SYS_ADMIN.
         """
-        if name is not None and (not name or "/" in name or name in (".", "..")):
+        if name is not None and not _is_name(name):
             raise ValueError(f"{name!r} is not a name of a netns")
         fresh = cls(native.create_netns(), name or "fresh netns")
         if name is not None:
@@ -238,6 +238,11 @@ def listener_spec(
             host, packed, port, backlog=backlog, flags=flags, mark=mark, scope_id=int(scope or 0)
         )
     raise ValueError(f"{host!r} is not an IP address (a name is resolved by the caller, at home)")
+
+
+def _is_name(text: str) -> bool:
+    """Whether the text can be the name of a file below NAMES."""
+    return text not in ("", ".", "..") and not set(text) & {"/", "\0"}
 
 
 def _is_ifindex(text: str) -> bool:

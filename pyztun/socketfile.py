@@ -55,7 +55,10 @@ class SocketFile:
         directory = os.path.dirname(path) or "."
         _check_directory(directory)
         with _locked(directory):
-            _clear_way(path, kind)
+            try:
+                _clear_way(path, kind)
+            except OSError as error:
+                raise SocketFileError(f"{path}: {error.strerror or error}") from error
             sock = socket.socket(socket.AF_UNIX, kind)
             try:
                 _bind(sock, path, mode, group)
@@ -125,7 +128,11 @@ def _locked(directory: str) -> Iterator[None]:
     The lock is a courtesy among the honest: in a shared directory anyone may hold it, so after a
     moment we go on without it.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # one may make a socket in a directory that one cannot read
+        yield
+        return
     try:
         give_up = monotonic() + LOCK_PATIENCE
         while True:
@@ -187,5 +194,9 @@ def _bind(sock: socket.socket, path: str, mode: int, group: int | None) -> None:
     if group is not None:
         # Nobody connects before listen(), so the wider mode comes after the group that it is
         # meant for.
-        os.chown(path, -1, group, follow_symlinks=False)
-        os.chmod(path, mode)
+        try:
+            os.chown(path, -1, group, follow_symlinks=False)
+            os.chmod(path, mode)
+        except OSError as error:
+            os.unlink(path)
+            raise SocketFileError(f"{path}: group {group}: {error.strerror}") from error

@@ -174,7 +174,12 @@ def _tell(answer: seed.Answer, asked: Asked, reference: str) -> int:
 def _list(sender: Sender, asked: Asked) -> int:
     try:
         answer = sender.ask(seed.LIST)
+        told = 0
         while answer.kind == seed.HELD:
+            if (told := told + 1) > seed.MAX_HELD:
+                return _fail(
+                    f"--list: the receiver did not come to an end in {seed.MAX_HELD} lines"
+                )
             tell(" ".join((f"netns={answer.cookie}", *answer.addresses)))
             answer = sender.answer(monotonic() + asked.timeout)
     except Unanswered as error:

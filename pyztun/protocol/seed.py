@@ -16,6 +16,8 @@ MAX_COOKIE = 2**64 - 1
 MAX_COOKIE_DIGITS = 20
 MAX_LINE = 16384
 """Bytes of one answer: 64 listeners of at most 60 bytes, a cookie, and room."""
+MAX_HELD = 1_000_000
+"""Lines of one answer to LIST: each is a netns, and no machine has more."""
 MAX_REASON = 1000
 """Bytes of a reason; longer ones are clipped."""
 

@@ -16,7 +16,7 @@ from pyztun import NetNs
 from support import leaks, pods, programs, wire
 from support.pods import Pod
 from support.programs import Daemon, cni
-from support.zt_daemon import LISTENERS, PORTS, frozen, is_served, netns
+from support.zt_daemon import LISTENERS, PORTS, frozen, is_served, netns, settled_fds
 
 Start = Callable[..., Daemon]
 MakePod = Callable[[], Pod]
@@ -287,10 +287,15 @@ def test_where_its_threads_are(pod: Pod, ztunnel: Daemon, sock_path: str) -> Non
         assert inode == leaks.netns_inode()
 
 
-def test_children_of_the_daemon_would_inherit_nothing(ztunnel: Daemon, sock_path: str) -> None:
+def test_children_of_the_daemon_would_inherit_nothing(
+    pod: Pod, ztunnel: Daemon, sock_path: str
+) -> None:
     """Every descriptor beyond stdio is close-on-exec."""
-    for fd in ztunnel.fds():
+    hand_over(sock_path, pod)
+    settled = settled_fds(ztunnel, sock_path)
+    assert len(settled) > 8
+    for fd, target in settled.items():
         if fd > 2:
             with open(f"/proc/{ztunnel.pid}/fdinfo/{fd}") as info:
                 flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags"))
-            assert flags & os.O_CLOEXEC, (fd, ztunnel.fds()[fd])
+            assert flags & os.O_CLOEXEC, (fd, target)

@@ -1,5 +1,6 @@
 """How the fd table is shared out between peers, connections and workloads."""
 
+import re
 import resource
 import subprocess
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyztun.errors import PyztunError
 from pyztun.ztunnel.limits import CLOSING_FDS, IN_FLIGHT_FDS, MAX_CONNECTIONS, OWN_FDS, share_out
+from support import REPOSITORY
 from support.zt_child import run_code
 
 TABLE = [
@@ -46,6 +48,11 @@ def test_all_shares_together_fit(limit: int, listeners: int, peers: int, workloa
     assert 1 <= budget.max_connections <= MAX_CONNECTIONS
     used = budget.max_peers + budget.max_connections + budget.max_workloads * listeners
     assert used + OWN_FDS + IN_FLIGHT_FDS + CLOSING_FDS <= limit
+
+
+def test_the_share_of_the_closer_is_what_the_closer_may_hold() -> None:
+    (room,) = re.findall(r"PZ_CLOSER_ROOM = (\d+)", (REPOSITORY / "csrc/closer.h").read_text())
+    assert int(room) == CLOSING_FDS
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

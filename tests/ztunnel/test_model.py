@@ -121,7 +121,7 @@ def describe(handoff: native.Handoff, kind: int, inodes: list[int]) -> str:
 
 def serve(handoff: native.Handoff, inodes: list[int]) -> None:
     """Until all that is queued is served."""
-    handoff.drain()
+    handoff.drain(10)
     while (kind := handoff.next()) != native.QUIET:
         text = describe(handoff, kind, inodes).encode() + b"\n"
         handoff.answer(text, close_after=kind == native.MALFORMED)
