@@ -98,6 +98,9 @@ static int vacate(struct pz_handoff *h, uint32_t seat)
     struct peer *peer = &h->peers[seat];
     int fd = peer->fd;
 
+    /* While a fork of us still has it open, epoll would report it for ever (epoll(7), Q6). */
+    if (peer->watched)
+        epoll_ctl(h->epoll, EPOLL_CTL_DEL, fd, NULL);
     h->unsent -= peer->unsent_len;
     free(peer->unsent);
     *peer = (struct peer){.fd = -1};

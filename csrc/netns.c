@@ -139,7 +139,7 @@ static int make_sockets(const struct errand *errand)
     return 0;
 }
 
-/* One line and the end. Only async-signal-safe calls: any lock may be held by any thread. */
+/* One line and the end. No stdio stream: another thread may hold its lock. */
 static _Noreturn void lost_in_pod(int error)
 {
     char line[96];

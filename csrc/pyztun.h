@@ -7,15 +7,19 @@
  * prototypes, structs.
  *
  * Conventions, for every function:
- *   result    >= 0 on success, -errno on failure.
- *   fds       what a function takes it borrows; what it returns the caller owns.  On failure
- * everything that it made or received is closed.  Every fd it makes is close-on-exec from birth.
- *   threads   no mutable globals: any function may run in any thread at the same time, but one
- * handle (struct pz_handoff, struct pz_responder) belongs to the threads that its comment names.
- *   blocking  none unless said.  timeout_ms: -1 waits for ever, 0 never waits.  A wait that a
- * signal ends returns -EINTR with nothing lost, so that the caller can run its handlers and call
- * again. failure   a struct pz_failure that is passed may be NULL; it is written only when a call
- * fails.
+ *
+ * - Result: >= 0 on success, -errno on failure.
+ *
+ * - Descriptors: what a function takes it borrows; what it returns the caller owns. On failure
+ *   everything that it made or received is closed. Each is close-on-exec from birth.
+ *
+ * - Threads: no mutable globals, so any function may run in any thread at any time; but a handle
+ *   (struct pz_handoff, struct pz_responder) belongs to the threads that its comment names.
+ *
+ * - Blocking: none unless said. timeout_ms: -1 waits for ever, 0 does not wait. A wait that a
+ *   signal ends returns -EINTR with nothing lost: the caller runs its handlers and calls again.
+ *
+ * - struct pz_failure: may be NULL; written only by a call that fails.
  */
 #ifndef PYZTUN_H
 #define PYZTUN_H
@@ -63,8 +67,7 @@ struct pz_failure {
 /* A static string such as "setns" or "setsockopt(SO_MARK)"; "call" for an unknown number. */
 const char *pz_step_name(int step);
 
-/* ---- fdpass.c: one message with descriptors, both directions ------------------------------------
- */
+/* ---- fdpass.c: one message with descriptors, both directions ---- */
 
 /*
  * Sends one message on a Unix socket: LEN >= 1 bytes with NFDS (0..PZ_MAX_FDS) descriptors on the
@@ -94,8 +97,7 @@ int pz_recv(int sock, uint8_t *buf, size_t cap, int *fds, size_t max_fds, size_t
  */
 int pz_unix_connect(const char *path, int type, int timeout_ms);
 
-/* ---- netns.c: identity of a netns, and sockets in it
- * --------------------------------------------- */
+/* ---- netns.c: identity of a netns, and sockets in it ---- */
 
 struct pz_netns_info {
     uint64_t dev; /* st_dev of nsfs, the same for every namespace of the machine */
@@ -170,8 +172,7 @@ int pz_listen(int netns_fd, int home_fd, const struct pz_listener *wanted, size_
  */
 int pz_netns_cookie(int netns_fd, int home_fd, uint64_t *cookie, struct pz_failure *failure);
 
-/* ---- netns_create.c: a fresh netns without the caller moving
- * -------------------------------------- */
+/* ---- netns_create.c: a fresh netns without the caller moving ---- */
 
 /* A new netns with loopback up, made by a helper thread; returns its fd. -EPERM needs
  * CAP_SYS_ADMIN, -ENOSPC. */
@@ -186,8 +187,7 @@ int pz_netns_pin(int netns_fd, const char *dir, const char *path, struct pz_fail
 /* Undoes the mount of pz_netns_pin(); the empty file at PATH remains for the caller to unlink. */
 int pz_netns_unpin(const char *path);
 
-/* ---- handoff.c: the native wait of the seed form's receiver
- * --------------------------------------- */
+/* ---- handoff.c: the native wait of the seed form's receiver ---- */
 
 /* What pz_handoff_next() returns. The first four are also the request bytes on the wire. */
 enum pz_event {
@@ -283,8 +283,7 @@ void pz_handoff_counters(const struct pz_handoff *h, struct pz_handoff_counters 
 /* Closes every peer; LISTENER and WAKE stay the caller's. */
 void pz_handoff_free(struct pz_handoff *h);
 
-/* ---- responder.c: what the seed form's listeners answer
- * ------------------------------------------- */
+/* ---- responder.c: what the seed form's listeners answer ---- */
 
 struct pz_responder;
 

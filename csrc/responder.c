@@ -42,6 +42,8 @@ static struct epoll_event word(uint32_t events, enum word_kind kind, uint32_t va
 
 static void hang_up(struct pz_responder *r, uint32_t seat)
 {
+    /* While a fork of us still has it open, epoll would report it for ever (epoll(7), Q6). */
+    epoll_ctl(r->epoll, EPOLL_CTL_DEL, r->connections[seat], NULL);
     close(r->connections[seat]);
     r->connections[seat] = -1;
     pz_seats_leave(&r->seats, seat);

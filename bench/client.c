@@ -1,0 +1,128 @@
+/*
+ * client.c: the one client of the seed form that measures every receiver in the same way.
+ *
+ * Usage: client NETNS_FD...
+ *
+ * Reads lines "N PAUSE_US SOCKET" from stdin and does N cycles with the receiver there: take a
+ * netns, release it, pause. Answers with N times on one line, in nanoseconds from connect() to the
+ * whole answer of take. The netns take turns, because a Go program closes a listener a while after
+ * it says so.
+ *
+ * The release, on a connection of its own, and the pause are not timed. The pause lets the receiver
+ * come to rest, as it is between two pods of real life: without it a receiver that answers first
+ * and tidies up afterwards would be charged for tidying up after the last pod. It is slept and not
+ * spun, for a client that spins on the CPU of its receiver would keep it from coming to rest.
+ *
+ * Any failure ends the program with a line on stderr.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_PATH = 108, MAX_ANSWER = 512 };
+
+static void must(int ok, const char *what)
+{
+    if (ok)
+        return;
+    perror(what);
+    exit(1);
+}
+
+static long now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000L + now.tv_nsec;
+}
+
+static void send_request(int sock, char byte, int netns)
+{
+    struct iovec data = {.iov_base = &byte, .iov_len = 1};
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct msghdr message = {
+        .msg_iov = &data,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof control.bytes,
+    };
+
+    control.align.cmsg_level = SOL_SOCKET;
+    control.align.cmsg_type = SCM_RIGHTS;
+    control.align.cmsg_len = CMSG_LEN(sizeof netns);
+    memcpy(CMSG_DATA(&control.align), &netns, sizeof netns);
+    must(sendmsg(sock, &message, MSG_NOSIGNAL) == 1, "sendmsg");
+}
+
+/* Reads one line, which must begin with EXPECTED. */
+static void read_answer(int sock, const char *expected)
+{
+    char line[MAX_ANSWER + 1];
+    size_t have = 0;
+
+    do {
+        must(have < MAX_ANSWER, "answer too long");
+        ssize_t got = recv(sock, line + have, MAX_ANSWER - have, 0);
+        must(got > 0, "recv");
+        have += (size_t)got;
+    } while (line[have - 1] != '\n');
+    line[have] = '\0';
+    if (strncmp(line, expected, strlen(expected)) == 0)
+        return;
+    fprintf(stderr, "expected %s, the receiver said: %s", expected, line);
+    exit(1);
+}
+
+/* One connection, one request. Nanoseconds from connect() to the answer. */
+static long ask(const struct sockaddr_un *receiver, char byte, int netns, const char *expected)
+{
+    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    must(sock >= 0, "socket");
+    long begin = now_ns();
+    must(connect(sock, (const struct sockaddr *)receiver, sizeof *receiver) == 0, "connect");
+    send_request(sock, byte, netns);
+    read_answer(sock, expected);
+    long took = now_ns() - begin;
+    close(sock);
+    return took;
+}
+
+static void rest(long us)
+{
+    struct timespec pause = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
+
+    nanosleep(&pause, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_un receiver = {.sun_family = AF_UNIX};
+    char path[MAX_PATH];
+    int cycles, pause_us;
+
+    if (argc < 2) {
+        fprintf(stderr, "usage: client NETNS_FD...\n");
+        return 2;
+    }
+    while (scanf("%d %d %107s", &cycles, &pause_us, path) == 3) {
+        strcpy(receiver.sun_path, path);
+        for (int i = 0; i < cycles; i++) {
+            int netns = atoi(argv[1 + i % (argc - 1)]);
+            printf("%ld ", ask(&receiver, 1, netns, "ready"));
+            ask(&receiver, 2, netns, "released");
+            rest(pause_us);
+        }
+        puts("");
+        fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,97 @@
+"""Medians, ratios and verdicts. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+Samples = Mapping[str, Sequence[float]]
+"""For each contender one number a round, in the order of the rounds."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one contender took."""
+
+    minimum: float
+    median: float
+    maximum: float
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """The summary of at least one value."""
+    return Summary(min(values), statistics.median(values), max(values))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Between these two lies the middle half of the values."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number beside its budget.
+
+    :ivar unit: ``x`` for a ratio, else a unit such as KiB.
+    :ivar budget: the number must not be above it; None: for information only.
+    :ivar aim: what we would like, beyond the budget.
+    :ivar middle: the middle half of what the number is the median of.
+    """
+
+    name: str
+    value: float
+    unit: str
+    budget: float | None
+    aim: float | None = None
+    middle: tuple[float, float] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.budget is not None and self.value > self.budget
+
+    @property
+    def verdict(self) -> str:
+        """``PASS``, ``over`` or ``-`` (no budget)."""
+        if self.budget is None:
+            return "-"
+        return "over" if self.over else "PASS"
+
+
+def ratio(
+    samples: Samples,
+    contender: str,
+    base: str,
+    budget: float | None,
+    aim: float | None = None,
+) -> Check:
+    """The median over the rounds of contender / base, each taken within one round."""
+    pairs = zip(samples[contender], samples[base], strict=True)
+    values = [one / other for one, other in pairs]
+    return Check(
+        f"{contender} / {base}",
+        statistics.median(values),
+        "x",
+        budget,
+        aim,
+        quartiles(values),
+    )
+
+
+@dataclass
+class Row:
+    """One piece of work and what was measured of it.
+
+    :ivar unit: of the samples.
+    :ivar notes: what a reader must know, such as why a contender is missing.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
