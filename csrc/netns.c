@@ -200,7 +200,7 @@ static int run_errand(struct errand *errand, int home_fd)
 {
     PZ_SCOPED opened = -1;
 
-    if (on_main_thread()) {
+    if (home_fd < 0 && on_main_thread()) {
         int rc = pz_in_helper_thread(go_and_stay, errand);
         return rc < 0 ? pz_fail(errand->failure, PZ_STEP_THREAD, -1, -rc) : errand->result;
     }

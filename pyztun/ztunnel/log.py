@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_QUEUED = 4096
-GATHER = 0.002
+GATHER = 0.02
 """Seconds for which the writer lets events gather, so that a burst costs one wake-up."""
 QUIET = 10.0
 """Seconds during which an event that may repeat is counted instead of written."""

@@ -52,7 +52,9 @@ class Receiver:
         self._plan, self._home_fd = plan, home_fd
         self._ready = seed.ready_without_cookie(" ".join(map(str, plan.specs)))
         self._workloads, self._log, self._wake = workloads, log, wake
-        self._max_workloads, self._not_workloads = max_workloads, not_workloads
+        self._room, self._not_workloads = max_workloads, not_workloads
+        self._held = workloads.by_inode
+        self._listen_and_answer = handoff.taker(plan, home_fd, self._ready)
         self._draining = False
 
     def run(self) -> None:
@@ -66,39 +68,41 @@ class Receiver:
             native.DENIED: self._denied,
             native.WOKEN: self._woken,
         }
-        next_event = self._handoff.next
-        while (event := next_event()) != native.QUIET:
+        next_event, quiet = self._handoff.next, native.QUIET
+        while (event := next_event()) != quiet:
             serve[event]()
 
     def _take(self) -> None:
         request = self._request
-        fd, inode = request.fd, request.inode
+        inode = request.inode
         try:
-            held = self._workloads.by_inode.get(inode)
-            if held is not None:
-                self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
-            elif (refusal := self._refusal(request, inode)) is not None:
-                self._refuse(refusal)
+            if (
+                inode in self._held
+                or inode in self._not_workloads
+                or request.not_netns
+                or len(self._held) >= self._room
+            ):
+                self._take_not(request, inode)
+            elif (rc := self._listen_and_answer()) < 0:
+                self._refuse(str(self._plan.failed(rc)))
             else:
-                listeners = self._handoff.take(self._plan, self._home_fd, self._ready)
-                self._hold(inode, request.cookie, listeners)
-        except SyscallError as error:
-            self._refuse(str(error))
+                self._hold(inode, request.cookie, self._plan.made())
         finally:
-            if fd >= 0:
-                os.close(fd)
+            if request.fd >= 0:
+                os.close(request.fd)
 
-    def _refusal(self, request: Any, inode: int) -> str | None:
-        """Why this netns, which is not held, is not taken; None if it may be."""
+    def _take_not(self, request: Any, inode: int) -> None:
+        """Answers a TAKE that makes no listeners: the netns is held already, or refused."""
         if request.not_netns:
-            return self._not_a_netns()
-        if inode in self._not_workloads:
-            return self._not_workloads[inode]
-        if self._draining:
-            return "shutting down"
-        if len(self._workloads.by_inode) >= self._max_workloads:
-            return f"the limit of {self._max_workloads} workloads is reached"
-        return None
+            self._refuse(self._not_a_netns())
+        elif (held := self._held.get(inode)) is not None:
+            self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+        elif inode in self._not_workloads:
+            self._refuse(self._not_workloads[inode])
+        elif self._draining:
+            self._refuse("shutting down")
+        else:
+            self._refuse(f"the limit of {self._room} workloads is reached")
 
     def _hold(self, inode: int, cookie: int, listeners: list[int]) -> None:
         """What follows the answer."""
@@ -172,7 +176,7 @@ class Receiver:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        self._draining = True
+        self._draining, self._room = True, 0
         self._handoff.drain(DRAIN_TIME)
 
     def _peer(self) -> dict[str, int]:
