@@ -51,7 +51,7 @@ class AddressInUse(NetnsError):
 _BOTH_SIDES = "in the user namespace that owns the netns and in our own"
 _NEEDS = {
     "setns": f"CAP_SYS_ADMIN {_BOTH_SIDES}",
-    "setns(home)": "CAP_SYS_ADMIN over our own netns too, or nobody could come back",
+    "setns(home)": "CAP_SYS_ADMIN over our own netns, for the way back from a pod: root has it",
     "unshare(CLONE_NEWNET)": "CAP_SYS_ADMIN",
     "mount": "CAP_SYS_ADMIN",
     "bind": "CAP_NET_BIND_SERVICE over the netns for a port below its ip_unprivileged_port_start",
@@ -62,6 +62,7 @@ _HINTS = {
     (errno.EAFNOSUPPORT, "socket"): "this address family is not available in the netns",
     (errno.EADDRNOTAVAIL, "bind"): "no interface in the netns has this address",
     (errno.ETIMEDOUT, "connect"): "its backlog stayed full",
+    (errno.ENOENT, "connect"): "is pyztun-ztunnel running?",
     (errno.ECONNREFUSED, "connect"): "nobody listens there",
     (errno.EMFILE, None): "the fd limit of this process (RLIMIT_NOFILE) is reached",
     (errno.ENFILE, None): "the fd limit of this machine (fs.file-max) is reached",

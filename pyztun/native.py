@@ -11,7 +11,13 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from pyztun._core import ffi, lib
+try:
+    from pyztun._core import ffi, lib
+except ModuleNotFoundError as missing:
+    raise ImportError(
+        f"{__file__} is in a source tree that is not built: pip install -e . there, "
+        "or run python from another directory"
+    ) from missing
 from pyztun.errors import NotANetns, SyscallError, explain
 from pyztun.fds import OwnedFd
 

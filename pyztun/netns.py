@@ -251,7 +251,9 @@ def _is_ifindex(text: str) -> bool:
 
 def _cannot_open(number: int, reference: str) -> Exception:
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.EBADF, errno.ENAMETOOLONG):
-        return NetnsGone(number, f"{reference}: no such netns")
+        kind = reference.partition(":")[0]
+        what = {"pid": "no such process, or /proc hides it", "fd": "not open"}
+        return NetnsGone(number, f"{reference}: {what.get(kind, 'no such netns')}")
     if number == errno.EACCES and reference.startswith("pid:"):
         return MissingCapability(number, f"open {reference}: EACCES (needs CAP_SYS_PTRACE over it)")
     return explain(number, "open", reference)

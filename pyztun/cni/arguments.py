@@ -91,6 +91,8 @@ def _combine(flags: dict[str, bool], timeout: float, rest: list[str]) -> Asked:
         raise UsageError("--release and --list exclude each other")
     if not rest:
         raise UsageError("SOCKET is missing")
+    if not rest[0]:
+        raise UsageError("SOCKET is empty")
     if listing and len(rest) > 1:
         raise UsageError(f"--list takes no NETNS ({rest[1]!r})")
     if not listing and len(rest) == 1:

@@ -25,10 +25,11 @@ DEADLINE = 5.0
 """Seconds for a whole request, and for a connection of the responder."""
 
 EPILOG = """\
-The socket speaks the seed form: a byte 0x01 with the fd of a netns makes the listeners in it,
-0x02 with an fd or 0x03 with a cookie lets go of it, 0x04 lists (docs/protocol.md). Needs
-CAP_SYS_ADMIN in the user namespaces of the pods and of itself, and nothing else. Raises its soft
-RLIMIT_NOFILE to the hard limit.
+The socket speaks the one-byte "seed form": a byte 0x01 with the fd of a netns makes the listeners
+in it, 0x02 with an fd or 0x03 with a cookie lets go of it, 0x04 lists (docs/protocol.md). Needs
+CAP_SYS_ADMIN in the user namespaces of the pods and of itself, and CAP_NET_BIND_SERVICE for ports
+below 1024. Raises its soft RLIMIT_NOFILE to the hard limit. Prints `listeners ready` on stdout
+for each new netns; the log goes to stderr.
 
 SIGTERM, SIGINT and SIGHUP drain: requests and connections that are queued are answered, then it
 exits with 0; a second signal ends it at once. READY=1 and STOPPING=1 go to NOTIFY_SOCKET.
@@ -71,6 +72,10 @@ def parse(words: Sequence[str] | None = None) -> Settings:
     parser = _parser()
     asked = parser.parse_args(words)
     addresses = asked.listen or [("127.0.0.1", port) for port in DEFAULT_PORTS]
+    if not asked.socket:
+        parser.error("SOCKET is empty")
+    if len(set(addresses)) < len(addresses):
+        parser.error("the same --listen twice: the second could never be made")
     if len(addresses) > native.MAX_LISTENERS:
         parser.error(f"at most {native.MAX_LISTENERS} listeners a pod")
     flags = native.REUSEADDR | native.V6ONLY | native.NONBLOCK

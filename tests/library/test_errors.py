@@ -20,7 +20,7 @@ from support.zt_child import NO_CAPABILITY, run_code
 
 TEXTS = [
     (errno.EPERM, "setns", "/run/netns/x", MissingCapability, "needs CAP_SYS_ADMIN"),
-    (errno.EPERM, "setns(home)", "x", MissingCapability, "nobody could come back"),
+    (errno.EPERM, "setns(home)", "x", MissingCapability, "the way back from a pod"),
     (errno.EPERM, "unshare(CLONE_NEWNET)", "x", MissingCapability, "needs CAP_SYS_ADMIN"),
     (errno.EACCES, "bind", "127.0.0.1:80 in x", MissingCapability, "CAP_NET_BIND_SERVICE"),
     (errno.EPERM, "setsockopt(SO_MARK)", "x", MissingCapability, "CAP_NET_ADMIN"),
