@@ -9,10 +9,15 @@
  * everybody else. So the handoff thread closes only what it knows: netns, and connections that have
  * nothing unread.
  *
- * The descriptors wait in a ring. With the ring full the caller closes by itself: bounded memory
- * and descriptors count for more than the patience of someone who was allowed to connect and then
- * sends 256 files that hold up the thread. A lingering socket, the one of these that needs no
- * privilege to make, does not hold it up.
+ * What waits here is a stranger's file or a connection with something unread. Of the latter
+ * everything is read first, as the end of a connection is the end of every descriptor in it. A
+ * socket is told not to linger; that alone can wait, for the socket's lock, and a file on FUSE can
+ * wait for ever.
+ *
+ * They wait in a ring. When it is full the caller waits a little for the thread, and if that does
+ * not get on, as a thread stuck in close() does not, it leaves the descriptor open and goes on.
+ * Then the fd table is the bound: someone who was allowed to connect can fill it, but never stop
+ * the handoff thread.
  */
 #include "closer.h"
 
@@ -23,18 +28,25 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+struct item {
+    int fd;
+    bool is_connection; /* ours: to be read to its end */
+};
+
 struct pz_closer {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int ring[PZ_CLOSER_ROOM];
+    struct item ring[PZ_CLOSER_ROOM];
     size_t first;
     size_t count;
+    int64_t second_ms; /* when the present second of waiting began */
+    int64_t waited_ms; /* for room, within it */
     bool quit;
     bool finished;  /* the thread touches nothing any more, unless abandoned */
     bool abandoned; /* the thread frees all this at its end */
 };
 
-enum { PATIENCE_S = 1 };
+enum { QUIT_PATIENCE_S = 1, PATIENCE_MS = 250, LOOK_AGAIN_NS = 1000000, SCRAP = 4096 };
 
 static void destroy(struct pz_closer *closer)
 {
@@ -43,25 +55,25 @@ static void destroy(struct pz_closer *closer)
     free(closer);
 }
 
-/* Waits for a descriptor. Returns it, or -1 when there is none left and none will come. */
-static int next_fd(struct pz_closer *closer)
+/* Waits for something to close. Its fd is -1 when nothing is left and nothing will come. */
+static struct item next_item(struct pz_closer *closer)
 {
-    int fd = -1;
+    struct item item = {.fd = -1};
 
     pthread_mutex_lock(&closer->lock);
     while (closer->count == 0 && !closer->quit)
         pthread_cond_wait(&closer->changed, &closer->lock);
     if (closer->count > 0) {
-        fd = closer->ring[closer->first];
+        item = closer->ring[closer->first];
         closer->first = (closer->first + 1) % PZ_CLOSER_ROOM;
         closer->count--;
+        pthread_cond_signal(&closer->changed);
     }
     pthread_mutex_unlock(&closer->lock);
-    return fd;
+    return item;
 }
 
-/* A socket that lingers is told first to end at once. Even that may wait, for the socket's lock. */
-static void end(int fd)
+static void close_stranger(int fd)
 {
     struct linger at_once = {.l_onoff = 1, .l_linger = 0};
 
@@ -69,12 +81,28 @@ static void end(int fd)
     close(fd);
 }
 
+/* Nothing can be added to it any more: the caller has shut it down. */
+static void close_connection(int sock)
+{
+    int fds[PZ_KERNEL_MAX_FDS], lost;
+    uint8_t scrap[SCRAP];
+    size_t nfds;
+
+    while (pz_receive_once(sock, scrap, sizeof scrap, fds, &nfds, &lost) > 0)
+        for (size_t i = 0; i < nfds; i++)
+            close_stranger(fds[i]);
+    close(sock);
+}
+
 static void *close_all(void *argument)
 {
     struct pz_closer *closer = argument;
 
-    for (int fd; (fd = next_fd(closer)) != -1;)
-        end(fd);
+    for (struct item item; (item = next_item(closer)).fd != -1;)
+        if (item.is_connection)
+            close_connection(item.fd);
+        else
+            close_stranger(item.fd);
     pthread_mutex_lock(&closer->lock);
     closer->finished = true;
     bool abandoned = closer->abandoned;
@@ -113,20 +141,50 @@ struct pz_closer *pz_closer_new(int *error)
     return closer;
 }
 
-void pz_closer_take(struct pz_closer *closer, int fd)
+/*
+ * Waits for room, for PATIENCE_MS in all within a second: a thread that is only behind makes room
+ * in microseconds. Returns whether there is room. Holds the lock.
+ */
+static bool wait_for_room(struct pz_closer *closer)
 {
-    bool room;
+    while (closer->count == PZ_CLOSER_ROOM) {
+        int64_t before = pz_now_ms();
+        struct timespec soon;
+        if (before - closer->second_ms >= 1000) {
+            closer->second_ms = before;
+            closer->waited_ms = 0;
+        }
+        if (closer->waited_ms >= PATIENCE_MS)
+            return false;
+        clock_gettime(CLOCK_MONOTONIC, &soon);
+        soon.tv_nsec += LOOK_AGAIN_NS;
+        soon.tv_sec += soon.tv_nsec / 1000000000;
+        soon.tv_nsec %= 1000000000;
+        pthread_cond_timedwait(&closer->changed, &closer->lock, &soon);
+        closer->waited_ms += pz_now_ms() - before;
+    }
+    return true;
+}
 
+static void take(struct pz_closer *closer, struct item item)
+{
     pthread_mutex_lock(&closer->lock);
-    room = closer->count < PZ_CLOSER_ROOM;
-    if (room) {
-        closer->ring[(closer->first + closer->count) % PZ_CLOSER_ROOM] = fd;
+    if (wait_for_room(closer)) {
+        closer->ring[(closer->first + closer->count) % PZ_CLOSER_ROOM] = item;
         closer->count++;
         pthread_cond_signal(&closer->changed);
     }
     pthread_mutex_unlock(&closer->lock);
-    if (!room)
-        end(fd);
+}
+
+void pz_closer_take(struct pz_closer *closer, int fd)
+{
+    take(closer, (struct item){.fd = fd, .is_connection = false});
+}
+
+void pz_closer_take_connection(struct pz_closer *closer, int sock)
+{
+    take(closer, (struct item){.fd = sock, .is_connection = true});
 }
 
 void pz_closer_quit(struct pz_closer *closer)
@@ -135,7 +193,7 @@ void pz_closer_quit(struct pz_closer *closer)
     int rc = 0;
 
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += PATIENCE_S;
+    until.tv_sec += QUIT_PATIENCE_S;
     pthread_mutex_lock(&closer->lock);
     closer->quit = true;
     pthread_cond_signal(&closer->changed);

@@ -14,9 +14,15 @@ enum { PZ_CLOSER_ROOM = 256 };
 /* Starts the thread. NULL with -errno in *error. */
 struct pz_closer *pz_closer_new(int *error);
 
-/* Takes ownership of FD and closes it soon. Never blocks while there is room. One caller's thread.
+/*
+ * Takes ownership of a stranger's FD and closes it soon; never touches it in the calling thread.
+ * With no room left it waits for some, for 250 ms a second at most, and then leaves FD open for
+ * good. One caller.
  */
 void pz_closer_take(struct pz_closer *closer, int fd);
+
+/* The same for a connection that was shut down for reading and has bytes unread. */
+void pz_closer_take_connection(struct pz_closer *closer, int sock);
 
 /* Waits up to a second until all is closed. A thread that is held up longer ends by itself later.
  */

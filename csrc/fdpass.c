@@ -23,6 +23,8 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+enum { PIDFD = 0x04 }; /* SCM_PIDFD, Linux 6.5 */
+
 union control {
     struct cmsghdr align;
     char bytes[CMSG_SPACE(PZ_KERNEL_MAX_FDS * sizeof(int))];
@@ -91,6 +93,16 @@ static void collect(const struct cmsghdr *rights, int *fds, size_t *nfds)
     *nfds += count;
 }
 
+/* A socket with SO_PASSPIDFD, which is not our doing, brings a descriptor of its own kind. */
+static void close_pidfd(const struct cmsghdr *message)
+{
+    int fd;
+
+    memcpy(&fd, CMSG_DATA(message), sizeof fd);
+    if (fd >= 0)
+        close(fd);
+}
+
 long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t *nfds, int *lost)
 {
     union control control;
@@ -110,6 +122,8 @@ long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t *nfds, in
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
             collect(c, fds, nfds);
+        else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == PIDFD)
+            close_pidfd(c);
     if (message.msg_flags & MSG_CTRUNC) {
         /* Asked while what did arrive still fills the table, the kernel tells whether that was the
          * reason. */

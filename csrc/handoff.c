@@ -44,7 +44,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20, MAX_READY = 8192, SCRAP = 4096 };
+enum { EVENTS = 64, ACCEPT_PAUSE_MS = 100, COOKIE_DIGITS = 20, MAX_READY = 8192 };
 /* What the epoll word says: one of these, or a seat. */
 #define LISTENER_WORD (UINT32_MAX - 1)
 #define WAKE_WORD     (UINT32_MAX - 2)
@@ -117,20 +117,19 @@ static void discard(struct pz_handoff *h, const int *fds, size_t n)
 }
 
 /*
- * Closes a connection. Descriptors that the peer sent and we did not read would end with it, and
- * whoever closes the last one may sleep (see closer.c): they are read and handed on first. It ends,
- * since after shutdown() the peer can send nothing more.
+ * Closes a connection. Descriptors that the peer sent and we did not read end with it, and whoever
+ * closes the last one may sleep: see closer.c. No byte unread, no descriptor either; and after
+ * shutdown() the peer can send nothing more.
  */
 static void hang_up(struct pz_handoff *h, int fd)
 {
-    int fds[PZ_KERNEL_MAX_FDS], lost;
-    uint8_t scrap[SCRAP];
-    size_t nfds;
+    uint8_t unread;
 
     shutdown(fd, SHUT_RD);
-    while (pz_receive_once(fd, scrap, sizeof scrap, fds, &nfds, &lost) > 0)
-        discard(h, fds, nfds);
-    close(fd);
+    if (recv(fd, &unread, 1, MSG_PEEK | MSG_DONTWAIT) > 0)
+        pz_closer_take_connection(h->closer, fd);
+    else
+        close(fd);
 }
 
 static void close_peer(struct pz_handoff *h, uint32_t seat)

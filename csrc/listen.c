@@ -91,3 +91,11 @@ int pz_make_listening(int fd, const struct pz_listener *wanted, int index,
         return pz_fail(failure, PZ_STEP_LISTEN, index, errno);
     return 0;
 }
+
+int pz_is_listening(int sock)
+{
+    int listens = 0;
+    socklen_t size = sizeof listens;
+
+    return getsockopt(sock, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == -1 ? -errno : listens;
+}

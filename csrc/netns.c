@@ -225,16 +225,15 @@ int pz_listen(int netns_fd, int home_fd, const struct pz_listener *wanted, size_
             return pz_fail(failure, PZ_STEP_ARGUMENT, (int)i, EAFNOSUPPORT);
     struct errand errand = {netns_fd, wanted, n, out_fds, failure, 0};
     int rc = run_errand(&errand, home_fd);
-    if (rc < 0)
-        return rc;
-    for (size_t i = 0; i < n; i++) {
-        rc = pz_make_listening(out_fds[i], &wanted[i], (int)i, failure);
-        if (rc < 0) {
+    if (rc == 0) {
+        for (size_t i = 0; i < n && rc == 0; i++)
+            rc = pz_make_listening(out_fds[i], &wanted[i], (int)i, failure);
+        if (rc < 0)
             pz_close_all(out_fds, n);
-            return rc;
-        }
     }
-    return 0;
+    for (size_t i = 0; i < n && rc < 0; i++)
+        out_fds[i] = -1;
+    return rc;
 }
 
 int pz_netns_cookie(int netns_fd, int home_fd, uint64_t *cookie, struct pz_failure *failure)

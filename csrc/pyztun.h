@@ -162,10 +162,13 @@ struct pz_listener {
  * leaves. A kept HOME_FD is the caller's word that it is another thread: asking the kernel costs
  * two syscalls, 2 to 3 % of three listeners. -EPERM at PZ_STEP_SETNS needs CAP_SYS_ADMIN, at
  * PZ_STEP_PROVE_HOME home could not be re-entered. -EADDRINUSE, -EADDRNOTAVAIL, -EACCES,
- * -EAFNOSUPPORT, -EMFILE, -EINVAL.
+ * -EAFNOSUPPORT, -EMFILE, -EINVAL. On failure out_fds holds -1s.
  */
 int pz_listen(int netns_fd, int home_fd, const struct pz_listener *wanted, size_t n, int *out_fds,
               struct pz_failure *failure);
+
+/* 1 if SOCK still listens, 0 if root in its netns has destroyed it (ss -K). -ENOTSOCK. */
+int pz_is_listening(int sock);
 
 /*
  * Writes the cookie of a netns: NS_GET_ID where the kernel has it, else from a socket made in it

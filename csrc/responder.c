@@ -5,8 +5,10 @@
  *
  * One thread in one epoll_wait() over all listeners of all pods and the connections they gave birth
  * to. The listeners are not ours: their owner calls forget() and then closes them, while this
- * thread may hold an event for that number. accept4() on a number that is closed, or is something
- * else by now, fails and is ignored; if it is another listener of ours, accepting from it is right.
+ * thread may hold an event for that number. By then the number may be anything that a peer of the
+ * handoff sent, even a blocking listener, on which accept4() would sleep for ever. So forget() and
+ * accept4() exclude each other, and events from before a forget() are dropped; level-triggered
+ * epoll repeats what was real.
  *
  * A connection is answered at once (three bytes always fit into a fresh send buffer), shut down for
  * writing, and read until the client ends it. Closing a socket with unread bytes makes the kernel
@@ -20,6 +22,7 @@
 #include "seats.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -33,6 +36,8 @@ struct pz_responder {
     uint32_t deadline_ms;
     int epoll;
     int wake;
+    pthread_mutex_t accepting; /* forget() waits for the accept() that is under way */
+    uint64_t forgotten;        /* calls of forget(): an event from before one is stale */
 };
 
 static struct epoll_event word(uint32_t events, enum word_kind kind, uint32_t value)
@@ -73,11 +78,30 @@ static void make_room(struct pz_responder *r)
         poll(NULL, 0, ACCEPT_PAUSE_MS);
 }
 
+/*
+ * Accepts from a listener, unless forget() was called since the event was asked for. EINVAL: root
+ * in the pod destroyed the socket (ss -K), which epoll would report for ever.
+ */
+static int accept_from(struct pz_responder *r, int listener, uint64_t forgotten)
+{
+    int fd = -1;
+
+    errno = EAGAIN;
+    pthread_mutex_lock(&r->accepting);
+    if (r->forgotten == forgotten) {
+        fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd == -1 && errno == EINVAL)
+            epoll_ctl(r->epoll, EPOLL_CTL_DEL, listener, NULL);
+    }
+    pthread_mutex_unlock(&r->accepting);
+    return fd;
+}
+
 /* Accepts one connection and answers it. */
-static void answer_one(struct pz_responder *r, int listener)
+static void answer_one(struct pz_responder *r, int listener, uint64_t forgotten)
 {
     static const char answer[] = "ok\n";
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept_from(r, listener, forgotten);
 
     if (fd == -1) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
@@ -110,11 +134,14 @@ static long turn(struct pz_responder *r, int64_t deadline, bool *woken)
 
     if (next < 0 || (deadline >= 0 && deadline < next))
         next = deadline;
+    pthread_mutex_lock(&r->accepting);
+    uint64_t forgotten = r->forgotten;
+    pthread_mutex_unlock(&r->accepting);
     long n = PZ_RETRY(epoll_wait(r->epoll, events, EVENTS, pz_remaining_ms(next)));
     for (long i = 0; i < n; i++) {
         uint32_t value = (uint32_t)events[i].data.u64;
         switch ((enum word_kind)(events[i].data.u64 >> 32)) {
-        case LISTENER: answer_one(r, (int)value); break;
+        case LISTENER: answer_one(r, (int)value, forgotten); break;
         case CONNECTION:
             if (pz_seats_is_taken(&r->seats, value))
                 listen_out(r, value);
@@ -141,8 +168,11 @@ int pz_responder_watch(struct pz_responder *r, const int *listeners, size_t n)
 
 void pz_responder_forget(struct pz_responder *r, const int *listeners, size_t n)
 {
+    pthread_mutex_lock(&r->accepting);
     for (size_t i = 0; i < n; i++)
         epoll_ctl(r->epoll, EPOLL_CTL_DEL, listeners[i], NULL);
+    r->forgotten++;
+    pthread_mutex_unlock(&r->accepting);
 }
 
 int pz_responder_run(struct pz_responder *r)
@@ -194,6 +224,7 @@ void pz_responder_free(struct pz_responder *r)
         close(r->epoll);
     pz_seats_free(&r->seats);
     free(r->connections);
+    pthread_mutex_destroy(&r->accepting);
     free(r);
 }
 
@@ -224,6 +255,7 @@ struct pz_responder *pz_responder_new(int wake, uint32_t max_connections, uint32
         return NULL;
     }
     r->epoll = -1;
+    pthread_mutex_init(&r->accepting, NULL);
     r->wake = wake;
     r->deadline_ms = deadline_ms;
     *error = set_up(r, max_connections);

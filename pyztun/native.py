@@ -9,6 +9,7 @@ interrupts comes back so that Python can run its handler, and goes on with the t
 from __future__ import annotations
 
 import errno
+import os
 from time import monotonic
 
 try:
@@ -111,9 +112,31 @@ def receive(
     buffer = ffi.new("uint8_t[]", size)
     fds = ffi.new("int[]", max(1, max_fds))
     nfds = ffi.new("size_t *")
-    rc = _wait(lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), timeout)
-    got = _check(rc, "recvmsg", subject)
-    return bytes(ffi.buffer(buffer, got)), [OwnedFd(fds[i]) for i in range(nfds[0])]
+    owned: list[OwnedFd] = []
+    try:
+        rc = _wait(lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), timeout)
+        got = _check(rc, "recvmsg", subject)
+        for i in range(nfds[0]):
+            owned.append(OwnedFd(fds[i]))
+            fds[i] = -1
+        return bytes(ffi.buffer(buffer, got)), owned
+    except BaseException:  # a signal handler may raise as soon as C is back
+        _close_all(fds, nfds[0])
+        for holder in owned:
+            holder.close()
+        raise
+
+
+def _close_all(fds: CData, count: int) -> None:
+    for i in range(count):
+        if fds[i] >= 0:
+            os.close(fds[i])
+            fds[i] = -1
+
+
+def is_listening(sock: int) -> bool:
+    """Whether a listener is one still: root in its netns can destroy it (``ss -K``)."""
+    return _check(lib.pz_is_listening(sock), "getsockopt(SO_ACCEPTCONN)", f"fd {sock}") == 1
 
 
 def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) -> OwnedFd:
@@ -265,10 +288,19 @@ class ListenPlan:
         pz_listen() for ``home_fd`` (-1 opens and proves it). MissingCapability, AddressInUse,
         SyscallError.
         """
-        rc = lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, self._fds, self._failure)
+        for i in range(self._size):
+            self._fds[i] = -1
+        try:
+            rc = lib.pz_listen(
+                netns_fd, home_fd, self._wanted, self._size, self._fds, self._failure
+            )
+            made = list(self._fds)
+        except BaseException:  # a signal handler may raise as soon as C is back
+            _close_all(self._fds, self._size)
+            raise
         if rc < 0:
             raise self._explain(-rc, subject)
-        return list(self._fds)
+        return made
 
     def taker(
         self, handoff: CData, request: CData, home_fd: int, ready: bytes

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = settings.parse(argv)
     try:
         return service.run(asked)
-    except PyztunError as error:
+    except (PyztunError, OSError, RuntimeError) as error:
+        # RuntimeError: no thread can be started. What goes wrong later, in a thread, is logged.
         print(f"pyztun-ztunnel: {error}", file=sys.stderr)
         return 1

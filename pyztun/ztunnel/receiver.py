@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyztun.ztunnel.log import Log
-    from pyztun.ztunnel.workloads import Workloads
+    from pyztun.ztunnel.workloads import Workload, Workloads
 
 DRAIN_TIME = 2.0
 """Seconds for the requests that are queued when the service is told to stop."""
@@ -82,7 +82,7 @@ class Receiver:
                 or request.not_netns
                 or len(self._held) >= self._room
             ):
-                self._take_not(request, inode)
+                self._take_otherwise(request, inode)
             elif (rc := self._listen_and_answer()) < 0:
                 self._refuse(str(self._plan.failed(rc)))
             else:
@@ -91,18 +91,29 @@ class Receiver:
             if request.fd >= 0:
                 os.close(request.fd)
 
-    def _take_not(self, request: Any, inode: int) -> None:
+    def _take_otherwise(self, request: Any, inode: int) -> None:
         """Answers a TAKE that makes no listeners: the netns is held already, or refused."""
         if request.not_netns:
             self._refuse(self._not_a_netns())
         elif (held := self._held.get(inode)) is not None:
-            self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+            self._take_again(held)
         elif inode in self._not_workloads:
             self._refuse(self._not_workloads[inode])
         elif self._draining:
             self._refuse("shutting down")
         else:
             self._refuse(f"the limit of {self._room} workloads is reached")
+
+    def _take_again(self, held: Workload) -> None:
+        """Answers for a netns that is held. Listeners that root in the pod destroyed are remade."""
+        if all(map(native.is_listening, held.listeners)):
+            self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+            return
+        self._workloads.drop(held)
+        if (rc := self._listen_and_answer()) < 0:
+            self._refuse(str(self._plan.failed(rc)))
+        else:
+            self._hold(held.inode, held.cookie, self._plan.made())
 
     def _hold(self, inode: int, cookie: int, listeners: list[int]) -> None:
         """What follows the answer."""
@@ -128,12 +139,12 @@ class Receiver:
             self._refuse(self._not_a_netns())
             return
         try:
-            workload = self._workloads.by_inode.get(request.inode)
-            cookie = workload.cookie if workload else request.cookie or self._find_cookie()
+            held = self._held.get(request.inode)
+            cookie = held.cookie if held else request.cookie or self._find_cookie()
         finally:
             # Before the answer: who reads it may rely on nothing of ours pinning the netns.
             os.close(request.fd)
-        self._let_go(cookie)
+        self._let_go(held, cookie)
 
     def _find_cookie(self) -> int:
         """The cookie of a netns that is not held; its inode where the kernel tells none."""
@@ -143,15 +154,15 @@ class Receiver:
             return int(self._request.inode)
 
     def _release_cookie(self) -> None:
-        self._let_go(self._request.cookie)
+        cookie = self._request.cookie
+        self._let_go(self._workloads.by_cookie(cookie), cookie)
 
-    def _let_go(self, cookie: int) -> None:
+    def _let_go(self, held: Workload | None, cookie: int) -> None:
         """Drops the workload, if it is held, and then answers."""
-        workload = self._workloads.by_cookie(cookie)
-        if workload is not None:
-            self._workloads.drop(workload)
+        if held is not None:
+            self._workloads.drop(held)
         self._handoff.answer(seed.released(cookie))
-        if workload is not None:
+        if held is not None:
             self._log.event("info", "released", netns=cookie, **self._peer())
 
     def _list(self) -> None:
@@ -176,7 +187,8 @@ class Receiver:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        self._draining, self._room = True, 0
+        self._draining = True
+        self._room = 0  # so that a new netns is refused, and the way of an accepted one stays short
         self._handoff.drain(DRAIN_TIME)
 
     def _peer(self) -> dict[str, int]:

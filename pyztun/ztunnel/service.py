@@ -12,6 +12,7 @@ waits for its clients -> the process exits. A second signal cuts the chain.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,6 +43,9 @@ The default of 5 ms is longer than the log needs for a burst of lines: a request
 """
 MAX_UNSENT = 16 * 1024 * 1024
 ACCEPT_QUEUED_TIME = 1.0
+STOP_TIME = 15.0
+"""Seconds for a step of a drain; its own limits add up to less, unless a thread is stuck."""
+FOREVER = 10.0**9
 
 
 def run(settings: Settings) -> int:
@@ -164,14 +168,18 @@ def _serve(parts: _Parts) -> int:
     handoff.start()
     notify("READY=1")
     stop_signals, stopping = _stop_signals(), False
+    patience: float = FOREVER
     while not (handoff.ended and responder.ended):
-        received = signal.sigwait([*stop_signals, THREAD_ENDED])
+        received = _next_signal([*stop_signals, THREAD_ENDED], patience)
+        if received is None:
+            parts.log.event("error", "stuck", seconds=STOP_TIME)
+            return _end_at_once(parts)
         if received in stop_signals and stopping:
             return _end_at_once(parts)
         if handoff.failed or responder.failed:
             return _end_at_once(parts)
         if received in stop_signals:
-            stopping = True
+            stopping, patience = True, STOP_TIME
             parts.log.event("info", "draining", signal=signal.Signals(received).name)
             notify("STOPPING=1")
             # First the file: who connects from now on learns at once that nobody is here.
@@ -184,6 +192,12 @@ def _serve(parts: _Parts) -> int:
     parts.close()
     parts.log.event("info", "stopped")
     return 0
+
+
+def _next_signal(wanted: list[signal.Signals], seconds: float) -> int | None:
+    """Waits for one of the blocked signals; None when the time is over."""
+    info = signal.sigtimedwait(wanted, seconds)
+    return None if info is None else info.si_signo
 
 
 def _stop_signals() -> list[signal.Signals]:
@@ -207,8 +221,17 @@ def _respond(parts: _Parts) -> None:
 
 
 def _end_at_once(parts: _Parts) -> int:
-    """Ends the process without waiting for the threads; the kernel closes every listener."""
+    """Ends the process without waiting for the threads.
+
+    The listeners are closed here: should a thread be stuck in the kernel, the process does not
+    quite end, and would hold the ports. What the threads do with the numbers no longer matters.
+    """
     parts.socket_file.remove()
+    with contextlib.suppress(RuntimeError):  # the handoff thread may be changing the dict
+        for workload in list(parts.workloads):
+            for listener in workload.listeners:
+                with contextlib.suppress(OSError):
+                    os.close(listener)
     parts.log.event("warning", "ended-at-once")
     parts.log.close(0.2)
     os._exit(1)
