@@ -189,17 +189,7 @@ class NetNs:
             for host, port in addresses
         )
         fds = plan.open(self.fileno(), -1, f"netns {self.reference}")
-        sockets: list[socket.socket] = []
-        try:
-            for fd in fds:
-                sockets.append(socket.socket(fileno=fd))
-        except BaseException:  # a signal handler may raise anywhere
-            for made in sockets:
-                made.detach()
-            for fd in fds:
-                os.close(fd)
-            raise
-        return sockets
+        return [socket.socket(fileno=fd) for fd in fds]
 
     def remove(self) -> None:
         """Deletes the name that create(name) gave; the netns itself dies with its last holder."""
