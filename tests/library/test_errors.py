@@ -15,7 +15,7 @@ from pyztun import (
     SyscallError,
 )
 from pyztun.errors import explain
-from support import pods
+from support import pods, privilege
 from support.zt_child import NO_CAPABILITY, run_code
 
 TEXTS = [
@@ -86,7 +86,10 @@ def test_without_any_capability(what: str, syscall: str) -> None:
     netns = pods.nameless_netns()
     try:
         done = run_code(
-            CHILD.format(what=what), f"fd:{netns}", wrap=NO_CAPABILITY, pass_fds=[netns]
+            CHILD.format(what=what),
+            f"fd:{netns}",
+            wrap=[*privilege.readable(), *NO_CAPABILITY],
+            pass_fds=[netns],
         )
     finally:
         os.close(netns)
@@ -123,7 +126,7 @@ def test_with_cap_sys_admin_alone_each_error_names_what_else_it_needs() -> None:
     wrap = ["setpriv", "--inh-caps=-all,+sys_admin", "--bounding-set=-all,+sys_admin"]
     netns = pods.nameless_netns()
     try:
-        done = run_code(MARKS, f"fd:{netns}", wrap=wrap, pass_fds=[netns])
+        done = run_code(MARKS, f"fd:{netns}", wrap=[*privilege.readable(), *wrap], pass_fds=[netns])
     finally:
         os.close(netns)
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pyztun.ztunnel.settings import Settings, parse
+from support import privilege
 from support.programs import run_program
 
 DEFAULT = ["127.0.0.1:15008", "127.0.0.1:15006", "127.0.0.1:15001"]
@@ -134,7 +135,7 @@ def test_a_start_that_fails_is_one_line(sock_path: str) -> None:
 
 @pytest.mark.needs_netns
 def test_a_start_without_the_capability_is_one_line(sock_path: str) -> None:
-    wrap = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+    wrap = [*privilege.readable(), "setpriv", "--inh-caps=-all", "--bounding-set=-all"]
     done = run_program("pyztun-ztunnel", sock_path, wrap=wrap)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("pyztun-ztunnel: setns(home)")
