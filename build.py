@@ -23,6 +23,7 @@ SOURCES = [
     "csrc/responder.c",
     "csrc/seats.c",
     "csrc/step.c",
+    "csrc/thread.c",
 ]
 HEADERS = [
     "csrc/closer.h",

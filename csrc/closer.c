@@ -23,8 +23,6 @@
 
 #include "internal.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 
@@ -117,7 +115,6 @@ struct pz_closer *pz_closer_new(int *error)
 {
     struct pz_closer *closer = calloc(1, sizeof *closer);
     pthread_condattr_t monotonic;
-    sigset_t everything, before;
     pthread_t thread;
 
     if (closer == NULL) {
@@ -129,10 +126,7 @@ struct pz_closer *pz_closer_new(int *error)
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&closer->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    sigfillset(&everything);
-    pthread_sigmask(SIG_SETMASK, &everything, &before);
-    *error = -pthread_create(&thread, NULL, close_all, closer);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    *error = pz_start_thread(&thread, close_all, closer);
     if (*error < 0) {
         destroy(closer);
         return NULL;

@@ -24,8 +24,7 @@ void pz_closer_take(struct pz_closer *closer, int fd);
 /* The same for a connection that was shut down for reading and has bytes unread. */
 void pz_closer_take_connection(struct pz_closer *closer, int sock);
 
-/* Waits up to a second until all is closed. A thread that is held up longer ends by itself later.
- */
+/* Waits a second at most until all is closed. A thread that is held up longer ends later. */
 void pz_closer_quit(struct pz_closer *closer);
 
 #endif

@@ -159,8 +159,7 @@ int pz_recv(int sock, uint8_t *buf, size_t cap, int *fds, size_t max_fds, size_t
     if (got < 0)
         return (int)got;
     if (got == 0 || lost != 0 || count > max_fds) {
-        /* A zero-length seqpacket may bring descriptors too; it is taken for the end all the same.
-         */
+        /* A zero-length seqpacket may bring descriptors too; it is the end all the same. */
         pz_close_all(arrived, count);
         return got == 0 ? 0 : lost != 0 ? -lost : -EPROTO;
     }

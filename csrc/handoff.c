@@ -244,8 +244,7 @@ static int read_request(struct pz_handoff *h, uint32_t seat, struct pz_request *
     return event;
 }
 
-/* Puts the peer's fd into epoll, or changes what is waited for. A peer that cannot be watched is
- * closed. */
+/* Has epoll wait for EVENTS of the peer. One that cannot be watched is closed. */
 static void watch_peer(struct pz_handoff *h, uint32_t seat, uint32_t events)
 {
     struct peer *peer = &h->peers[seat];
@@ -383,8 +382,7 @@ static void keep_rest(struct pz_handoff *h, uint32_t seat, const uint8_t *text, 
 int pz_handoff_answer(struct pz_handoff *h, uint32_t seat, const uint8_t *text, size_t len,
                       int close_after)
 {
-    /* The peer may have been evicted while its request was served; its seat may then be another's.
-     */
+    /* Answered already, or not what the last event was about: the seat may be another's. */
     if (seat == PZ_NOBODY || seat != h->waiting)
         return 0;
     struct peer *peer = &h->peers[seat];
@@ -444,8 +442,7 @@ static int serve(struct pz_handoff *h, const struct epoll_event *event, struct p
     return serve_peer(h, word, request);
 }
 
-/* Closes one peer whose time is up; one in the middle of a request is told. Returns an event or 0.
- */
+/* Closes a peer whose time is up; one in the middle of a request is told. An event or 0. */
 static int expire_oldest(struct pz_handoff *h, struct pz_request *request)
 {
     uint32_t seat = h->seats.oldest;
@@ -481,7 +478,7 @@ static int wait_for_events(struct pz_handoff *h)
     h->nevents = (int)PZ_RETRY(epoll_wait(h->epoll, h->events, EVENTS, wait_ms(h)));
     if (h->nevents < 0)
         h->nevents = 0;
-    if (h->accept_again_ms >= 0 && pz_now_ms() >= h->accept_again_ms) {
+    if (pz_has_passed(h->accept_again_ms)) {
         h->accept_again_ms = -1;
         watch(h, EPOLL_CTL_MOD, h->listener, EPOLLIN, LISTENER_WORD);
     }
@@ -501,8 +498,7 @@ int pz_handoff_next(struct pz_handoff *h, struct pz_request *request)
             if (event != 0)
                 return event;
         }
-        int64_t deadline = pz_seats_next_deadline(&h->seats);
-        if (deadline >= 0 && pz_now_ms() >= deadline) {
+        if (pz_has_passed(pz_seats_next_deadline(&h->seats))) {
             int event = expire_oldest(h, request);
             if (event != 0)
                 return event;

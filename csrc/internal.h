@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <time.h>
 #include <unistd.h>
@@ -91,8 +92,11 @@ static inline int pz_remaining_ms(int64_t deadline)
     return left > INT_MAX ? INT_MAX : (int)left;
 }
 
-/* Runs BODY(ARGUMENT) in a helper thread with every signal blocked and waits for it. Returns 0 or
- * -errno. */
+/* thread.c: starts BODY(ARGUMENT) in a thread with every signal blocked. Returns 0 or -errno. */
+int pz_start_thread(pthread_t *thread, void *(*body)(void *), void *argument);
+
+/* thread.c: runs BODY(ARGUMENT) in a helper thread with every signal blocked and waits for it.
+ * Returns 0 or -errno. */
 int pz_in_helper_thread(void *(*body)(void *), void *argument);
 
 /* fdpass.c: closes every descriptor of an array. */

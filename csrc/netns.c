@@ -26,9 +26,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,22 +170,6 @@ static void *go_and_stay(void *argument)
     else
         errand->result = make_sockets(errand);
     return NULL;
-}
-
-int pz_in_helper_thread(void *(*body)(void *), void *argument)
-{
-    sigset_t everything, before;
-    pthread_t helper;
-
-    /* A new thread inherits the mask, so no signal handler of the host program ever runs in it. */
-    sigfillset(&everything);
-    pthread_sigmask(SIG_SETMASK, &everything, &before);
-    int error = pthread_create(&helper, NULL, body, argument);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error != 0)
-        return -error;
-    pthread_join(helper, NULL);
-    return 0;
 }
 
 static bool on_main_thread(void)

@@ -117,8 +117,7 @@ int pz_nsfs_device(uint64_t *dev);
  */
 int pz_netns_inspect(int fd, uint64_t nsfs_dev, struct pz_netns_info *info);
 
-/* Writes the uid that owns the user namespace that owns the netns. -EPERM it lies outside our own.
- */
+/* Writes the uid that owns the netns' user namespace. -EPERM that lies outside our own. */
 int pz_netns_owner(int fd, uint32_t *uid);
 
 /* Opens the netns in which the calling thread is. -EMFILE, -ENFILE, -ENOENT no /proc. */
@@ -304,8 +303,7 @@ int pz_responder_watch(struct pz_responder *r, const int *listeners, size_t n);
 /* Stops accepting on them; call it before closing them. Any thread, also during a run. */
 void pz_responder_forget(struct pz_responder *r, const int *listeners, size_t n);
 
-/* Blocks and answers `ok` to every connection until WAKE is readable. One thread only. Returns 0.
- */
+/* Blocks and answers `ok` to all until WAKE is readable. One thread only. Returns 0. */
 int pz_responder_run(struct pz_responder *r);
 
 /* After a run: accepts and answers what is queued on the listeners, for timeout_ms at most. Returns

@@ -22,7 +22,6 @@
 #include "seats.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -120,9 +119,7 @@ static void answer_one(struct pz_responder *r, int listener, uint64_t forgotten)
 
 static void expire(struct pz_responder *r)
 {
-    int64_t now = pz_now_ms();
-
-    while (r->seats.oldest != PZ_NOBODY && pz_seats_next_deadline(&r->seats) <= now)
+    while (pz_has_passed(pz_seats_next_deadline(&r->seats)))
         hang_up(r, r->seats.oldest);
 }
 
@@ -196,8 +193,7 @@ int pz_responder_accept_queued(struct pz_responder *r, int timeout_ms)
     bool woken;
 
     stop_being_woken(r);
-    /* Listeners are level-triggered: while one has a connection queued, a turn has something to do.
-     */
+    /* Listeners are level-triggered: with a connection queued, a turn has something to do. */
     while (turn(r, 0, &woken) > 0 && !pz_has_passed(deadline))
         continue;
     return 0;

@@ -74,16 +74,3 @@ def _warn(text: str, source: OwnedFd) -> None:
     except ImportError:  # the interpreter is ending, and every descriptor with it
         return
     warnings.warn(text, ResourceWarning, stacklevel=3, source=source)
-
-
-def occupy_stdio() -> None:
-    """Opens /dev/null for each of stdin, stdout and stderr that is closed from the start.
-
-    Otherwise a socket of ours would get the number, and what is written to stderr would go there.
-    For programs, before they open anything. sys.stdout and sys.stderr, None then, stay so.
-    """
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)

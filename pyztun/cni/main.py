@@ -46,17 +46,17 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. ``argv`` without the program name."""
+    from pyztun import stdio
     from pyztun.cni import output
-    from pyztun.fds import occupy_stdio
 
-    occupy_stdio()
+    stdio.occupy()
     output.speak_any_locale()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         output.complain("interrupted")
     except OSError as error:
-        output.forget(sys.stdout)
+        stdio.forget(sys.stdout)
         output.complain(f"stdout: {error.strerror}")
     return 1
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TextIO
+from pyztun import stdio
 
 
-def tell(line: str, to: TextIO | None = None) -> None:
-    """Prints a line on stdout, or on ``to``, and sees it out. OSError where that fails."""
-    stream = to or sys.stdout
-    if stream is not None:
-        stream.write(f"{line}\n")
-        stream.flush()
+def tell(line: str) -> None:
+    """Prints a line on stdout and sees it out. OSError where that fails."""
+    if sys.stdout is not None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def speak_any_locale() -> None:
@@ -32,11 +28,4 @@ def complain(reason: str) -> None:
             sys.stderr.write(f"pyztun-cni: {reason}\n")
             sys.stderr.flush()
         except OSError:
-            forget(sys.stderr)
-
-
-def forget(stream: TextIO) -> None:
-    """Turns a broken stream to /dev/null: python flushes it again at exit and would complain."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+            stdio.forget(sys.stderr)

@@ -19,7 +19,6 @@ from pyztun.errors import SyscallError, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from pyztun.netns import NetNs
 
@@ -81,17 +80,6 @@ class Deathwatch:
     def close(self) -> None:
         self._requests.close()
         self._news.close()
-
-    def __enter__(self) -> Deathwatch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _netlink(groups: int) -> socket.socket:

@@ -6,9 +6,11 @@ import errno
 import os
 import shutil
 import sys
+from contextlib import closing
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pyztun import stdio
 from pyztun.errors import PyztunError, SyscallError
 
 if TYPE_CHECKING:
@@ -49,10 +51,10 @@ def run(asked: argparse.Namespace) -> int:
     interrupts = Interrupts()
     terminal = Terminal(sys.stdout, plain=asked.plain or wants_plain(sys.stdout))
     try:
-        with Stage() as stage:
+        with closing(Stage()) as stage:
             return _play(stage, terminal, interrupts, pause=asked.pause)
     except BrokenPipeError:
-        _forget_stdout()
+        stdio.forget(sys.stdout)
         return 1
     except (PyztunError, OSError) as error:
         return _fail(error)
@@ -115,17 +117,10 @@ def _fail(reason: object) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        _forget_stdout()
+        stdio.forget(sys.stdout)
     if sys.stderr is not None:
         sys.stderr.write(f"pyztun demo: {text}\n")
     return 1
-
-
-def _forget_stdout() -> None:
-    """What is still buffered must not fail once more when the interpreter flushes it at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 def _in_user_namespace() -> str:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pyztun.netns import NetNs
 from pyztun.tools import evidence, processes
 from pyztun.tools.daemon import Ztunnel
 from pyztun.tools.deathwatch import Deathwatch
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 POD_NAMES = ("web", "db")
 
@@ -66,7 +63,7 @@ class Stage:
     def __init__(self) -> None:
         with ExitStack() as undo:
             self.home = undo.enter_context(NetNs.current())
-            self._deathwatch = undo.enter_context(Deathwatch())
+            self._deathwatch = undo.enter_context(closing(Deathwatch()))
             pods = []
             for name in POD_NAMES:
                 pods.append(Pod(name, self._deathwatch))
@@ -116,14 +113,3 @@ class Stage:
     def close(self) -> None:
         """Ends the daemon, lets go of the pods, removes the directory. Twice is once."""
         self._undo.close()
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

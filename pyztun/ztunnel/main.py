@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. ``argv`` without the program name."""
+    from pyztun import stdio
     from pyztun.errors import PyztunError
-    from pyztun.fds import occupy_stdio
     from pyztun.ztunnel import service, settings
 
-    occupy_stdio()
+    stdio.occupy()
     asked = settings.parse(argv)
     try:
         return service.run(asked)

@@ -50,11 +50,13 @@ class Receiver:
     ) -> None:
         self._handoff, self._request = handoff, handoff.request
         self._plan, self._home_fd = plan, home_fd
-        self._ready = seed.ready_without_cookie(" ".join(map(str, plan.specs)))
+        self._addresses = " ".join(map(str, plan.specs))
         self._workloads, self._log, self._wake = workloads, log, wake
         self._room, self._not_workloads = max_workloads, not_workloads
         self._held = workloads.by_inode
-        self._listen_and_answer = handoff.taker(plan, home_fd, self._ready)
+        self._listen_and_answer = handoff.taker(
+            plan, home_fd, seed.ready_without_cookie(self._addresses)
+        )
         self._draining = False
 
     def run(self) -> None:
@@ -107,7 +109,7 @@ class Receiver:
     def _take_again(self, held: Workload) -> None:
         """Answers for a netns that is held. Listeners that root in the pod destroyed are remade."""
         if all(map(native.is_listening, held.listeners)):
-            self._handoff.answer(b"%b%d\n" % (self._ready, held.cookie))
+            self._handoff.answer(seed.ready(self._addresses, held.cookie))
             return
         self._workloads.drop(held)
         if (rc := self._listen_and_answer()) < 0:

@@ -61,6 +61,16 @@ struct pz_listener on_loopback(uint16_t port);
 struct pz_listener on_loopback6(uint16_t port);
 uint16_t port_of(int sock);
 
+/* ---- forks ---- */
+
+struct copies {
+    int client;
+    int gate[2]; /* the child ends when the test closes [1] */
+};
+
+/* A fork of the process has every connection too, and keeps what we close open. */
+void keep_copies(void *copies);
+
 /* ---- time ---- */
 
 int64_t clock_ms(void);

@@ -338,22 +338,6 @@ static void a_signal_does_not_end_the_wait(void)
     close_site(&site);
 }
 
-struct copies {
-    int client;
-    int gate[2]; /* the child ends when the test closes [1] */
-};
-
-/* A fork of the process has every connection too, and keeps what we close open. */
-static void keep_copies(void *argument)
-{
-    const struct copies *copies = argument;
-    char byte;
-
-    close(copies->client);
-    close(copies->gate[1]);
-    CHECK_EQ(read(copies->gate[0], &byte, 1), 0);
-}
-
 /* Such a connection must leave epoll by name: its end would be reported again and again. */
 static void a_peer_that_is_gone_wakes_nobody(void)
 {

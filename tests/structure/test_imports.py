@@ -16,6 +16,7 @@ RANKS = {
     "errors": 0,
     "_core": 0,
     "fds": 1,
+    "stdio": 1,
     "native": 2,
     "netns": 3,
     "channel": 3,

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -27,7 +28,7 @@ def watch() -> Iterator[Deathwatch]:
     """A watch in a home of its own: the numbers that it gives stay out of ours."""
     home = pods.nameless_netns()
     try:
-        with pods.in_netns(home, Deathwatch) as watching:
+        with closing(pods.in_netns(home, Deathwatch)) as watching:
             yield watching
     finally:
         os.close(home)
