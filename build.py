@@ -24,6 +24,7 @@ SOURCES = [
     "csrc/seats.c",
     "csrc/step.c",
     "csrc/thread.c",
+    "csrc/visit.c",
 ]
 HEADERS = [
     "csrc/closer.h",

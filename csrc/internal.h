@@ -99,6 +99,10 @@ int pz_start_thread(pthread_t *thread, void *(*body)(void *), void *argument);
  * Returns 0 or -errno. */
 int pz_in_helper_thread(void *(*body)(void *), void *argument);
 
+/* netns.c: the cookie of a netns fd, where the kernel tells it so (Linux 6.18). Returns 0 or
+ * -errno. */
+int pz_netns_id(int fd, uint64_t *id);
+
 /* fdpass.c: closes every descriptor of an array. */
 void pz_close_all(const int *fds, size_t n);
 

@@ -1,5 +1,5 @@
 /*
- * listen.c: turns a TCP socket into the listener that was asked for.
+ * listen.c: turns a socket into the listener that was asked for.
  *
  * Theory of operation: this runs at home on a socket that belongs to a pod. The kernel checks
  * privilege against the owner of the socket's netns, not against where the caller stands, so each
@@ -87,7 +87,7 @@ int pz_make_listening(int fd, const struct pz_listener *wanted, int index,
         return rc;
     if (bind_to(fd, wanted) == -1)
         return pz_fail(failure, PZ_STEP_BIND, index, errno);
-    if (listen(fd, wanted->backlog) == -1)
+    if (!(wanted->flags & PZ_DGRAM) && listen(fd, wanted->backlog) == -1)
         return pz_fail(failure, PZ_STEP_LISTEN, index, errno);
     return 0;
 }

@@ -97,7 +97,7 @@ int pz_recv(int sock, uint8_t *buf, size_t cap, int *fds, size_t max_fds, size_t
  */
 int pz_unix_connect(const char *path, int type, int timeout_ms);
 
-/* ---- netns.c: identity of a netns, and sockets in it ---- */
+/* ---- netns.c: identity of a netns ---- */
 
 struct pz_netns_info {
     uint64_t dev; /* st_dev of nsfs, the same for every namespace of the machine */
@@ -130,6 +130,21 @@ int pz_netns_prove_home(int home_fd);
  * -ENOTSOCK. */
 int pz_socket_cookie(int sock, uint64_t *cookie);
 
+/*
+ * Opens the netns to which SOCK, a socket of any family, belongs: SIOCGSKNS, Linux 4.10. Asks
+ * nothing of an fd that is no socket. -ENOTSOCK, -EPERM needs CAP_NET_ADMIN over that netns,
+ * -EMFILE.
+ */
+int pz_socket_netns(int sock);
+
+/*
+ * A duplicate of descriptor FD of the process of PIDFD (Linux 5.6). -EPERM needs CAP_SYS_PTRACE
+ * over it, -EBADF it has no such descriptor, -ESRCH it has ended, -ENOSYS, -EMFILE.
+ */
+int pz_pidfd_getfd(int pidfd, int fd);
+
+/* ---- visit.c and listen.c: sockets in another netns ---- */
+
 enum pz_listener_flag {
     PZ_REUSEADDR = 1,
     PZ_REUSEPORT = 2,
@@ -138,7 +153,8 @@ enum pz_listener_flag {
     PZ_FREEBIND = 8,
     PZ_V6ONLY = 16, /* IPv6 only; without it an IPv6 listener is dual-stack whatever the pod's
                        sysctl says */
-    PZ_NONBLOCK = 32
+    PZ_NONBLOCK = 32,
+    PZ_DGRAM = 64 /* a bound UDP socket instead of a TCP listener */
 };
 
 struct pz_listener {
@@ -152,8 +168,8 @@ struct pz_listener {
 };
 
 /*
- * Makes N (1..PZ_MAX_LISTENERS) TCP listeners in the netns NETNS_FD, all or none, and writes them
- * to out_fds.  One excursion for all of them.  The calling thread is back in the netns where it was
+ * Makes N (1..PZ_MAX_LISTENERS) listeners in the netns NETNS_FD, all or none, and writes them to
+ * out_fds.  One excursion for all of them.  The calling thread is back in the netns where it was
  * found before this returns; if it cannot come back the process aborts with one line on stderr.
  * HOME_FD: the calling thread's own netns, kept by the caller and proven with
  * pz_netns_prove_home(), or -1 to open and prove it in this call.  With -1 on the main thread a
@@ -164,6 +180,14 @@ struct pz_listener {
  * -EAFNOSUPPORT, -EMFILE, -EINVAL. On failure out_fds holds -1s.
  */
 int pz_listen(int netns_fd, int home_fd, const struct pz_listener *wanted, size_t n, int *out_fds,
+              struct pz_failure *failure);
+
+/*
+ * Makes one socket in the netns NETNS_FD by socket(FAMILY, TYPE, PROTOCOL) and returns it, with the
+ * same care for the calling thread. At PZ_STEP_SOCKET: -EAFNOSUPPORT this netns has no such family,
+ * -EPROTONOSUPPORT, -EPERM a raw or packet socket needs CAP_NET_RAW over the netns, -EMFILE.
+ */
+int pz_socket(int netns_fd, int home_fd, int family, int type, int protocol,
               struct pz_failure *failure);
 
 /* 1 if SOCK still listens, 0 if root in its netns has destroyed it (ss -K). -ENOTSOCK. */

@@ -1,4 +1,4 @@
-"""pyztun: pass a netns file descriptor to another process, get sockets in a pod, and stay at home.
+"""pyztun: sockets in another network namespace, without being there; and passing its descriptor.
 
 The names below load on first use: every command imports this package, and the one-shot sender must
 start nearly as fast as bare python.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyztun.channel import Channel
+    from pyztun.aio import Server, open_connection, start_server
+    from pyztun.channel import Channel, recv_fds, send_fds
     from pyztun.errors import (
         AddressInUse,
         MissingCapability,
+        NetnsClosed,
         NetnsError,
         NetnsGone,
         NotANetns,
@@ -19,25 +21,36 @@ if TYPE_CHECKING:
         ProtocolError,
         PyztunError,
         SyscallError,
+        UnsupportedFamily,
     )
     from pyztun.fds import OwnedFd
     from pyztun.netns import NetNs
+    from pyztun.sockets import listen, socket_netns
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Channel": "channel",
     "AddressInUse": "errors",
+    "Channel": "channel",
     "MissingCapability": "errors",
+    "NetNs": "netns",
+    "NetnsClosed": "errors",
     "NetnsError": "errors",
     "NetnsGone": "errors",
     "NotANetns": "errors",
+    "OwnedFd": "fds",
     "PeerClosed": "errors",
     "ProtocolError": "errors",
     "PyztunError": "errors",
+    "Server": "aio",
     "SyscallError": "errors",
-    "OwnedFd": "fds",
-    "NetNs": "netns",
+    "UnsupportedFamily": "errors",
+    "listen": "sockets",
+    "open_connection": "aio",
+    "recv_fds": "channel",
+    "send_fds": "channel",
+    "socket_netns": "sockets",
+    "start_server": "aio",
 }
 
 __all__ = [
@@ -45,6 +58,7 @@ __all__ = [
     "Channel",
     "MissingCapability",
     "NetNs",
+    "NetnsClosed",
     "NetnsError",
     "NetnsGone",
     "NotANetns",
@@ -52,8 +66,16 @@ __all__ = [
     "PeerClosed",
     "ProtocolError",
     "PyztunError",
+    "Server",
     "SyscallError",
+    "UnsupportedFamily",
     "__version__",
+    "listen",
+    "open_connection",
+    "recv_fds",
+    "send_fds",
+    "socket_netns",
+    "start_server",
 ]
 
 

@@ -1,7 +1,8 @@
 """Channel: a connected Unix socket that carries messages with file descriptors.
 
 A stream for the seed form; a seqpacket for ZDS keeps message boundaries. Nothing here imports
-``socket``: the one-shot sender would pay for it with half of its time.
+``socket``: the one-shot sender would pay for it with half of its time. For those who have a socket
+of their own there are send_fds() and recv_fds().
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import os
 from time import monotonic
 
 from pyztun import native
-from pyztun.errors import PeerClosed, ProtocolError, SyscallError
+from pyztun.errors import PeerClosed, ProtocolError, SyscallError, explain
 from pyztun.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
+    from typing import Protocol, TypeAlias
+
+    class HasFileno(Protocol):
+        def fileno(self) -> int: ...
+
+    Descriptor: TypeAlias = "int | HasFileno"
+    """The number of an fd, or an object that has one: a socket, a file, an OwnedFd, a NetNs."""
+
+OF_THE_SOCKET = -1.0
+"""A timeout that means: as long as the socket object itself would wait."""
 
 
 class Channel:
@@ -111,3 +122,76 @@ class Channel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def send_fds(
+    sock: Descriptor,
+    data: bytes,
+    fds: Iterable[Descriptor] = (),
+    timeout: float | None = OF_THE_SOCKET,
+) -> None:
+    """Sends all of ``data`` on a Unix socket, with the descriptors on its first byte.
+
+    :param sock: a connected Unix socket, stream or seqpacket; borrowed.
+    :param data: at least one byte: a message without one carries no descriptors.
+    :param fds: 0..250 descriptors; borrowed, the peer gets duplicates.
+    :param timeout: seconds to wait for room; None waits for ever, 0 not at all. By default what
+        sock.gettimeout() says, None where there is no such method.
+    :raises SyscallError: EPIPE, ECONNRESET, ETIMEDOUT, EAGAIN (timeout 0), E2BIG, EBADF, EMSGSIZE,
+        ETOOMANYREFS; each also of the built-in class of its errno. After a timeout a part of a
+        stream may have been sent. One thread at a time, as for any writer of a stream.
+    """
+    numbers = [_number(fd) for fd in fds]
+    limit = _timeout_of(sock, timeout)
+    try:
+        native.send(_number(sock), data, numbers, limit, "socket")
+    except SyscallError as error:
+        raise _not_now(error, limit, "sendmsg") from None
+
+
+def recv_fds(
+    sock: Descriptor,
+    size: int,
+    max_fds: int,
+    timeout: float | None = OF_THE_SOCKET,
+) -> tuple[bytes, list[OwnedFd]]:
+    """Receives one message of up to ``size`` bytes and ``max_fds`` descriptors from a Unix socket.
+
+    Unlike socket.recv_fds(): the descriptors are close-on-exec from birth, and a message with more
+    of them than asked for is an error after which none is left open.
+
+    :param sock: a connected Unix socket; borrowed.
+    :param size: at least 1.
+    :param max_fds: 0..250.
+    :param timeout: as for :func:`send_fds`.
+    :returns: the bytes, empty at the end of the stream, and holders that the caller owns; one that
+        is forgotten closes its descriptor with a ResourceWarning.
+    :raises SyscallError: EPROTO more descriptors than ``max_fds``, EMSGSIZE a longer message than
+        ``size`` (seqpacket), EMFILE our fd table is full: the message is lost then, and all its
+        descriptors are closed. ETIMEDOUT, EAGAIN (timeout 0): nothing was lost.
+    """
+    if size < 1:
+        raise ValueError("size is at least 1")
+    limit = _timeout_of(sock, timeout)
+    try:
+        return native.receive(_number(sock), size, max_fds, limit, "socket")
+    except SyscallError as error:
+        raise _not_now(error, limit, "recvmsg") from None
+
+
+def _number(descriptor: Descriptor) -> int:
+    return descriptor if isinstance(descriptor, int) else descriptor.fileno()
+
+
+def _timeout_of(sock: Descriptor, timeout: float | None) -> float | None:
+    if timeout != OF_THE_SOCKET:
+        return timeout
+    ask = getattr(sock, "gettimeout", None)
+    return None if ask is None else ask()
+
+
+def _not_now(error: SyscallError, limit: float | None, syscall: str) -> SyscallError:
+    """The error; EAGAIN where the caller did not want to wait at all."""
+    if error.errno == errno.ETIMEDOUT and limit == 0:
+        return explain(errno.EAGAIN, syscall, "socket")
+    return error

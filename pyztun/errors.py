@@ -48,22 +48,82 @@ class AddressInUse(NetnsError):
     """Another socket in that netns has the address (EADDRINUSE)."""
 
 
+class UnsupportedFamily(NetnsError):
+    """That netns has no sockets of this address family (EAFNOSUPPORT)."""
+
+
+class NetnsClosed(NetnsError, ValueError):
+    """The NetNs was closed by its owner (EBADF)."""
+
+
+# A reader of python catches these by their built-in names: ``except TimeoutError`` holds here too.
+
+
+class TimedOut(SyscallError, TimeoutError):
+    """ETIMEDOUT."""
+
+
+class WouldBlock(SyscallError, BlockingIOError):
+    """EAGAIN or EINPROGRESS: not now, and the caller asked not to wait."""
+
+
+class Refused(SyscallError, ConnectionRefusedError):
+    """ECONNREFUSED."""
+
+
+class Reset(SyscallError, ConnectionResetError):
+    """ECONNRESET."""
+
+
+class Broken(SyscallError, BrokenPipeError):
+    """EPIPE."""
+
+
+class NotPermitted(SyscallError, PermissionError):
+    """EACCES or EPERM for another reason than a missing capability that we know."""
+
+
+class NotFound(SyscallError, FileNotFoundError):
+    """ENOENT."""
+
+
+class AlreadyThere(SyscallError, FileExistsError):
+    """EEXIST."""
+
+
+_KINDS = {
+    errno.EADDRINUSE: AddressInUse,
+    errno.EAFNOSUPPORT: UnsupportedFamily,
+    errno.ETIMEDOUT: TimedOut,
+    errno.EAGAIN: WouldBlock,
+    errno.EINPROGRESS: WouldBlock,
+    errno.ECONNREFUSED: Refused,
+    errno.ECONNRESET: Reset,
+    errno.EPIPE: Broken,
+    errno.EACCES: NotPermitted,
+    errno.EPERM: NotPermitted,
+    errno.ENOENT: NotFound,
+    errno.EEXIST: AlreadyThere,
+}
+
 _BOTH_SIDES = "in the user namespace that owns the netns and in our own"
 _NEEDS = {
     "setns": f"CAP_SYS_ADMIN {_BOTH_SIDES}",
     "setns(home)": "CAP_SYS_ADMIN over our own netns, for the way back from a pod: root has it",
     "unshare(CLONE_NEWNET)": "CAP_SYS_ADMIN",
     "mount": "CAP_SYS_ADMIN",
+    "socket": "CAP_NET_RAW over the netns, for a raw or packet socket",
+    "ioctl(SIOCGSKNS)": "CAP_NET_ADMIN over the netns of the socket",
+    "pidfd_getfd": "CAP_SYS_PTRACE over the process",
     "bind": "CAP_NET_BIND_SERVICE over the netns for a port below its ip_unprivileged_port_start",
     "setsockopt(IP_TRANSPARENT)": "CAP_NET_ADMIN or CAP_NET_RAW over the netns",
     "setsockopt(SO_MARK)": "CAP_NET_ADMIN or CAP_NET_RAW over the netns",
 }
 _HINTS = {
     (errno.EAFNOSUPPORT, "socket"): "this address family is not available in the netns",
-    (errno.EADDRNOTAVAIL, "bind"): "no interface in the netns has this address",
-    (errno.ETIMEDOUT, "connect"): "its backlog stayed full",
-    (errno.ENOENT, "connect"): "is pyztun-ztunnel running?",
-    (errno.ECONNREFUSED, "connect"): "nobody listens there",
+    (errno.EADDRNOTAVAIL, "bind"): "no interface in the netns has this address: "
+    "is lo up there, and IPv6 on?",
+    (errno.EEXIST, "open(O_CREAT)"): "a netns of this name is there already",
     (errno.EMFILE, None): "the fd limit of this process (RLIMIT_NOFILE) is reached",
     (errno.ENFILE, None): "the fd limit of this machine (fs.file-max) is reached",
     (errno.ENOSPC, "unshare(CLONE_NEWNET)"): "the limit user.max_net_namespaces is reached",
@@ -75,20 +135,19 @@ def name_of(number: int) -> str:
     return errno.errorcode.get(number, f"errno {number}")
 
 
-def explain(number: int, syscall: str, subject: str) -> SyscallError:
+def explain(number: int, syscall: str, subject: str, hint: str = "") -> SyscallError:
     """Makes the exception for a failed system call.
 
     :param number: the errno, positive.
     :param syscall: what failed, as ``pz_step_name()`` says it.
     :param subject: what it failed on: a path, a reference, an address.
+    :param hint: what the caller knows of this errno, in place of the general hint.
     :returns: the exception, not raised.
     """
     text = f"{syscall} {subject}: {name_of(number)}".replace(" :", ":")
     if number in (errno.EPERM, errno.EACCES) and syscall in _NEEDS:
         return MissingCapability(number, f"{text} (needs {_NEEDS[syscall]})")
-    hint = _HINTS.get((number, syscall)) or _HINTS.get((number, None))
+    hint = hint or _HINTS.get((number, syscall)) or _HINTS.get((number, None)) or ""
     if hint:
         text = f"{text} ({hint})"
-    if number == errno.EADDRINUSE:
-        return AddressInUse(number, text)
-    return SyscallError(number, text)
+    return _KINDS.get(number, SyscallError)(number, text)

@@ -42,6 +42,7 @@ TRANSPARENT: int = lib.PZ_TRANSPARENT
 FREEBIND: int = lib.PZ_FREEBIND
 V6ONLY: int = lib.PZ_V6ONLY
 NONBLOCK: int = lib.PZ_NONBLOCK
+DGRAM: int = lib.PZ_DGRAM
 
 
 def _check(rc: int, syscall: str, subject: str) -> int:
@@ -139,13 +140,22 @@ def is_listening(sock: int) -> bool:
     return _check(lib.pz_is_listening(sock), "getsockopt(SO_ACCEPTCONN)", f"fd {sock}") == 1
 
 
+_CONNECT_HINTS = {
+    errno.ETIMEDOUT: "its backlog stayed full",
+    errno.ENOENT: "is pyztun-ztunnel running?",
+    errno.ECONNREFUSED: "nobody listens there",
+}
+
+
 def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) -> OwnedFd:
     """Connects a Unix socket; blocks up to ``timeout`` seconds while the backlog is full."""
     if "\0" in path:  # C would connect to what stands before it
         raise explain(errno.ENOENT, "connect", repr(path))
     encoded = path.encode("utf-8", "surrogateescape")
     rc = _wait(lambda ms: lib.pz_unix_connect(encoded, kind, ms), timeout)
-    return OwnedFd(_check(rc, "connect", path))
+    if rc < 0:
+        raise explain(-rc, "connect", path, _CONNECT_HINTS.get(-rc, ""))
+    return OwnedFd(rc)
 
 
 # ---- network namespaces ------------------------------------------------------------------------
@@ -217,14 +227,42 @@ def socket_cookie(sock: int) -> int:
     return int(cookie[0])
 
 
+def socket_netns(sock: int, subject: str) -> OwnedFd:
+    """Opens the netns of a socket of any family (SIOCGSKNS). Asks nothing of what is no socket.
+
+    MissingCapability: it needs CAP_NET_ADMIN over that netns. SyscallError ENOTSOCK.
+    """
+    return OwnedFd(_check(lib.pz_socket_netns(sock), "ioctl(SIOCGSKNS)", subject))
+
+
+def copy_descriptor(pidfd: int, fd: int, subject: str) -> OwnedFd:
+    """A duplicate of a descriptor of another process (pidfd_getfd, Linux 5.6).
+
+    MissingCapability: it needs CAP_SYS_PTRACE over the process. SyscallError EBADF, ESRCH: gone.
+    """
+    return OwnedFd(_check(lib.pz_pidfd_getfd(pidfd, fd), "pidfd_getfd", subject))
+
+
+def make_socket(netns_fd: int, family: int, kind: int, protocol: int, subject: str) -> OwnedFd:
+    """One socket of any kind in a netns; see pz_socket(). The calling thread stays at home.
+
+    UnsupportedFamily, MissingCapability, SyscallError.
+    """
+    failure = ffi.new("struct pz_failure *")
+    rc = lib.pz_socket(netns_fd, -1, family, kind, protocol, failure)
+    if rc < 0:
+        raise explain(-rc, _step(failure)[0], subject)
+    return OwnedFd(rc)
+
+
 class ListenerSpec:
-    """One TCP listener that is to be made.
+    """One listener that is to be made.
 
     :param host: the address as written, for error texts.
     :param packed: 4 or 16 bytes, network order.
     :param port: 0..65535, 0 lets the kernel choose.
     :param backlog: for listen(2); the pod's net.core.somaxconn caps it.
-    :param flags: REUSEADDR | REUSEPORT | TRANSPARENT | FREEBIND | V6ONLY | NONBLOCK.
+    :param flags: REUSEADDR | REUSEPORT | TRANSPARENT | FREEBIND | V6ONLY | NONBLOCK | DGRAM.
     :param mark: SO_MARK, 0 for none.
     :param scope_id: interface index in the pod, for an IPv6 link-local address.
     """

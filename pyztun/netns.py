@@ -9,18 +9,41 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import RLock
 
 from pyztun import native
-from pyztun.errors import MissingCapability, NetnsGone, explain
+from pyztun.errors import MissingCapability, NetnsClosed, NetnsGone, explain
 from pyztun.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    from socket import socket as Socket
     from types import TracebackType
+    from typing import TypeAlias, TypedDict
+
+    from pyztun.addresses import Address
+
+    class ListenOptions(TypedDict, total=False):
+        """The keyword arguments of NetNs.listen()."""
+
+        type: int
+        backlog: int
+        reuse_address: bool | None
+        reuse_port: bool
+        transparent: bool
+        freebind: bool
+        v6only: bool
+        mark: int
+
+    Reference: TypeAlias = "NetNs | str | os.PathLike[str] | int"
+    """What names a netns: a NetNs, a path, a name, ``pid:N``, ``fd:N``, or the number of an fd."""
 
 NAMES = "/run/netns"
 MAX_DIGITS = 10
+
+# The values of socket(2); importing socket would double the start of the one-shot sender.
+AF_INET, SOCK_STREAM, SOCK_DGRAM = 2, 1, 2
+SOCK_NONBLOCK, SOCK_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
 # O_NONBLOCK and O_NOCTTY: a typo may name a FIFO or a terminal, and opening must do nothing to
 # either.
@@ -28,24 +51,64 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class NetNs:
-    """Holds a network namespace open; ``open``, ``from_*``, ``current`` and ``create`` make one.
+    """A network namespace, held open; ``of``, ``open``, ``from_*``, ``current``, ``create``.
 
-    The namespace lives at least as long as this object is open. Methods may be called from any
-    thread; close() must not race with them.
+    The namespace lives at least as long as this object is open, or one of the sockets made in it.
+    Any method may be called from any thread, close() too: the descriptor goes when the last running
+    call is back. A forgotten object closes quietly.
     """
 
-    __slots__ = ("_cookie", "_fd", "_pinned", "dev", "inode", "reference")
+    __slots__ = (
+        "__weakref__",
+        "_calls",
+        "_cookie",
+        "_fd",
+        "_identity",
+        "_is_open",
+        "_lock",
+        "_name",
+        "reference",
+    )
 
     def __init__(self, fd: OwnedFd, reference: str) -> None:
-        """Takes ownership of ``fd`` (also when this raises). NotANetns if it is something else."""
+        """Takes ownership of ``fd`` (also when this raises). NotANetns if it is something else.
+
+        :param reference: what the user called it; error texts contain it.
+        """
+        self._is_open = False
         try:
-            self.dev, self.inode, self._cookie = native.inspect(fd.fileno(), reference)
+            dev, inode, self._cookie = native.inspect(fd.fileno(), reference)
         except BaseException:
             fd.close()
             raise
         self._fd = fd
-        self._pinned: str | None = None
+        self._identity = (dev, inode)
+        self._calls = 0
+        # A signal handler or the garbage collector may close an object whose lock this very thread
+        # holds.
+        self._lock = RLock()
+        self._name: str | None = None
         self.reference = reference
+        self._is_open = True
+
+    # ---- making one --------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, netns: Reference) -> NetNs:
+        """Opens whatever names a netns, as every ``netns=`` argument does.
+
+        :param netns: a NetNs or the number of an fd (each is duplicated and stays the caller's), or
+            what :meth:`open` takes.
+        :raises NetnsGone, NotANetns, NetnsClosed:
+        """
+        if isinstance(netns, NetNs):
+            with netns._lease() as fd:
+                return cls(OwnedFd(os.dup(fd)), netns.reference)
+        if isinstance(netns, bool):
+            raise TypeError("a netns is a NetNs, a path, a name, 'pid:N', 'fd:N' or an fd")
+        if isinstance(netns, int):
+            return cls.from_fd(netns)
+        return cls.open(os.fsdecode(netns))
 
     @classmethod
     def open(cls, reference: str) -> NetNs:
@@ -63,8 +126,9 @@ class NetNs:
         return cls.from_name(reference)
 
     @classmethod
-    def from_path(cls, path: str, reference: str | None = None) -> NetNs:
+    def from_path(cls, path: str | os.PathLike[str], reference: str | None = None) -> NetNs:
         """Opens a namespace file such as ``/run/netns/ns2`` or ``/proc/7/ns/net``."""
+        path = os.fsdecode(path)
         reference = path if reference is None else reference
         try:
             fd = OwnedFd(os.open(path, _OPEN))
@@ -79,7 +143,9 @@ class NetNs:
         """Opens ``/run/netns/NAME``, as ``ip netns`` names it."""
         if not _is_name(name):
             raise NetnsGone(errno.ENOENT, f"{name!r} is not a name of a netns")
-        return cls.from_path(f"{NAMES}/{name}", name)
+        opened = cls.from_path(f"{NAMES}/{name}", name)
+        opened._name = name
+        return opened
 
     @classmethod
     def from_pid(cls, pid: int) -> NetNs:
@@ -106,29 +172,47 @@ class NetNs:
     def create(cls, name: str | None = None) -> NetNs:
         """Makes a fresh netns with loopback up; the calling thread does not move.
 
-        :param name: also gives it a name under /run/netns, which outlives this object until
-            remove().
+        :param name: also gives it a name under /run/netns, as `ip netns add` does, which outlives
+            this object until remove(). Without one it is gone with its last holder.
         :raises MissingCapability: without CAP_SYS_ADMIN.
+        :raises SyscallError: EEXIST, ENOSPC; then nothing is left.
         """
         if name is not None and not _is_name(name):
             raise ValueError(f"{name!r} is not a name of a netns")
         fresh = cls(native.create_netns(), name or "fresh netns")
         if name is not None:
-            path = f"{NAMES}/{name}"
             try:
-                native.pin_netns(fresh.fileno(), NAMES, path)
+                native.pin_netns(fresh.fileno(), NAMES, f"{NAMES}/{name}")
             except BaseException:
                 fresh.close()
                 raise
-            fresh._pinned = path
+            fresh._name = name
         return fresh
 
+    @property
+    def shown(self) -> str:
+        """``netns ns2``: what error texts call it."""
+        return f"netns {self.reference}"
+
+    # ---- which one it is ---------------------------------------------------------------------
+
     def fileno(self) -> int:
-        """The fd of the namespace, still owned by this object. ValueError once closed."""
-        fd = self._fd.fileno()
-        if fd < 0:
-            raise ValueError(f"this NetNs ({self.reference}) is closed")
-        return fd
+        """The fd of the namespace, still owned by this object. NetnsClosed once closed."""
+        if not self._is_open:
+            raise NetnsClosed(errno.EBADF, f"this NetNs ({self.reference}) is closed")
+        return self._fd.fileno()
+
+    @property
+    def inode(self) -> int:
+        """The inode on nsfs: unique among the living, reused after the netns is dead."""
+        self.fileno()
+        return self._identity[1]
+
+    @property
+    def dev(self) -> int:
+        """st_dev of nsfs, the same for every namespace of a machine."""
+        self.fileno()
+        return self._identity[0]
 
     @property
     def cookie(self) -> int:
@@ -137,9 +221,10 @@ class NetNs:
         Before Linux 6.18 the kernel tells it only through a socket in the netns, which needs
         CAP_SYS_ADMIN the first time.
         """
-        if self._cookie == 0:
-            self._cookie = native.netns_cookie(self.fileno(), self.reference)
-        return self._cookie
+        with self._lease() as fd:
+            if self._cookie == 0:
+                self._cookie = native.netns_cookie(fd, self.shown)
+            return self._cookie
 
     @property
     def owner_uid(self) -> int:
@@ -147,60 +232,148 @@ class NetNs:
 
         EPERM if that is outside ours.
         """
-        return native.owner(self.fileno(), self.reference)
+        with self._lease() as fd:
+            return native.owner(fd, self.shown)
 
     def is_same(self, other: NetNs) -> bool:
         """Whether both hold the same namespace; both being open, no inode was reused."""
         return (self.dev, self.inode) == (other.dev, other.inode)
 
+    # ---- sockets in it -----------------------------------------------------------------------
+
     def listen(
         self,
-        *addresses: tuple[str, int],
+        *addresses: Address,
+        type: int = SOCK_STREAM,
         backlog: int = 128,
-        reuse_address: bool = True,
+        reuse_address: bool | None = None,
         reuse_port: bool = False,
         transparent: bool = False,
         freebind: bool = False,
         v6only: bool = True,
         mark: int = 0,
-    ) -> list[socket.socket]:
-        """TCP listeners in this netns, all or none, made in one excursion.
+    ) -> list[Socket]:
+        """TCP listeners or bound UDP sockets in this netns, all or none, made in one excursion.
 
         :param addresses: (IP literal, port) pairs, IPv4 or IPv6; at most 64. A host name is a
             ValueError, since it would have to be resolved in one netns or the other.
+        :param type: SOCK_STREAM or SOCK_DGRAM.
         :param backlog: for listen(2), capped by the pod's net.core.somaxconn.
-        :param v6only: IPv6 listeners take no IPv4 connections.
-        :param mark: SO_MARK of the listeners, 0 for none.
+        :param reuse_address: SO_REUSEADDR; by default for TCP alone, since it lets another socket
+            take over the port of a UDP socket.
+        :param v6only: IPv6 sockets take no IPv4 traffic.
+        :param mark: SO_MARK of the sockets, 0 for none.
         :returns: blocking sockets that the caller owns, non-inheritable.
-        :raises MissingCapability, AddressInUse, SyscallError: nothing is left open then.
+        :raises MissingCapability, AddressInUse, UnsupportedFamily, SyscallError: nothing is left
+            open then. socket(7), ip(7), ipv6(7) tell what the options do.
         """
-        import socket
+        from pyztun.addresses import listener_specs
 
+        kind = _plain_type(type)
+        if kind not in (SOCK_STREAM, SOCK_DGRAM):
+            raise ValueError("type is SOCK_STREAM or SOCK_DGRAM")
         wanted = {
-            native.REUSEADDR: reuse_address,
+            native.DGRAM: kind == SOCK_DGRAM,
+            native.REUSEADDR: kind == SOCK_STREAM if reuse_address is None else reuse_address,
             native.REUSEPORT: reuse_port,
             native.TRANSPARENT: transparent,
             native.FREEBIND: freebind,
             native.V6ONLY: v6only,
         }
         flags = sum(flag for flag, on in wanted.items() if on)
-        plan = native.ListenPlan(
-            listener_spec(host, port, backlog=backlog, flags=flags, mark=mark)
-            for host, port in addresses
-        )
-        fds = plan.open(self.fileno(), -1, f"netns {self.reference}")
-        return [socket.socket(fileno=fd) for fd in fds]
+        plan = native.ListenPlan(listener_specs(addresses, backlog=backlog, flags=flags, mark=mark))
+        with self._lease() as fd:
+            made = plan.open(fd, -1, self.shown)
+        return _sockets(made)
+
+    def socket(self, family: int = AF_INET, type: int = SOCK_STREAM, proto: int = 0) -> Socket:
+        """One socket of any family and type in this netns, as socket.socket() makes it at home.
+
+        :returns: a blocking socket that the caller owns, non-inheritable; with SOCK_NONBLOCK in
+            ``type`` a non-blocking one.
+        :raises UnsupportedFamily: this netns has no such family; many exist only in the initial
+            netns.
+        :raises MissingCapability: to enter the netns, or CAP_NET_RAW for a raw or packet socket.
+        """
+        what = f"{_family_name(family)} in {self.shown}"
+        with self._lease() as fd:
+            made = native.make_socket(fd, family, _plain_type(type), proto, what)
+        (sock,) = _sockets([made.detach()])
+        if type & SOCK_NONBLOCK:
+            sock.setblocking(False)
+        return sock
+
+    def connect(
+        self,
+        address: Address,
+        timeout: float | None = None,
+        source: Address | None = None,
+        mark: int = 0,
+    ) -> Socket:
+        """A TCP connection out of this netns, as socket.create_connection() makes one at home.
+
+        :param address: (host, port). A name is resolved before the netns is entered, at home: the
+            pod's own resolver is not asked. Its addresses are tried in turn.
+        :param timeout: seconds for each address; it stays on the socket. None waits for ever.
+        :param source: (IP literal, port) to connect from; port 0 lets the kernel choose.
+        :param mark: SO_MARK, set before the connection; 0 for none.
+        :returns: a socket that the caller owns, non-inheritable.
+        :raises SyscallError: of the last address; it is also the built-in class of its errno, such
+            as ConnectionRefusedError or TimeoutError. MissingCapability, AddressInUse,
+            socket.gaierror for a name.
+        """
+        from pyztun.addresses import resolve
+        from pyztun.dial import Dialer
+
+        dialer = Dialer(self.socket, self.shown, source, mark)
+        targets = dialer.targets(resolve(address))
+        for target in targets[:-1]:
+            try:
+                return dialer.connect(target, timeout)
+            except OSError:
+                continue
+        return dialer.connect(targets[-1], timeout)
+
+    # ---- the end -----------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Deletes the name that create(name) gave; the netns itself dies with its last holder."""
-        if self._pinned is not None:
-            path, self._pinned = self._pinned, None
+        """Deletes the name by which this was created or opened, as `ip netns delete` does.
+
+        Also after close(). The netns itself dies with its last holder. Without a name, or where it
+        is gone already, this does nothing. NetnsGone: the name means another netns by now, and is
+        left alone. MissingCapability: CAP_SYS_ADMIN.
+        """
+        if self._name is None:
+            return
+        path = f"{NAMES}/{self._name}"
+        try:
+            there = NetNs.from_path(path)
+        except NetnsGone:
+            self._name = None
+            return
+        with there:
+            if not self._was(there):
+                raise NetnsGone(errno.ENOENT, f"{path}: is another netns by now")
             native.unpin_netns(path)
             os.unlink(path)
+        self._name = None
+
+    def _was(self, there: NetNs) -> bool:
+        """Whether THERE is this netns, which may be closed: by the cookie where both are known."""
+        cookies = {self._cookie, there._cookie} - {0}
+        return self._identity == there._identity and len(cookies) <= 1
 
     def close(self) -> None:
-        """Lets go of the namespace; does nothing the second time."""
-        self._fd.close()
+        """Lets go of the namespace; does nothing the second time.
+
+        Does not wait: a call that another thread has running ends first, then the descriptor goes.
+        """
+        if not self._is_open:
+            return
+        with self._lock:
+            self._is_open = False
+            if self._calls == 0:
+                self._fd.close()
 
     def __enter__(self) -> NetNs:
         return self
@@ -213,40 +386,74 @@ class NetNs:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_is_open", False):  # __init__ may not have come that far
+            self.close()
+
     def __repr__(self) -> str:
-        return f"<NetNs {self.reference} inode {self.inode}>"
+        state = f"inode {self._identity[1]}" if self._is_open else "closed"
+        return f"<NetNs {self.reference} {state}>"
+
+    def _lease(self) -> _Lease:
+        return _Lease(self)
 
 
-def listener_spec(
-    host: str, port: int, *, backlog: int, flags: int, mark: int = 0
-) -> native.ListenerSpec:
-    """A ListenerSpec for an IP literal, IPv6 with an optional ``%ifindex``.
+class _Lease:
+    """The fd of a NetNs for the length of a with-block, in which close() only takes a note."""
 
-    ValueError otherwise.
-    """
+    __slots__ = ("_netns",)
+
+    def __init__(self, netns: NetNs) -> None:
+        self._netns = netns
+
+    def __enter__(self) -> int:
+        with self._netns._lock:
+            fd = self._netns.fileno()
+            self._netns._calls += 1
+        return fd
+
+    def __exit__(self, *_: object) -> None:
+        with self._netns._lock:
+            self._netns._calls -= 1
+            if self._netns._calls == 0 and not self._netns._is_open:
+                self._netns._fd.close()
+
+
+def _sockets(fds: list[int]) -> list[Socket]:
+    """Socket objects that own the descriptors; if one cannot be made, all others are closed."""
     import socket
 
-    address, _, scope = host.partition("%")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            packed = socket.inet_pton(family, address)
-        except (OSError, ValueError):
-            continue
-        if scope and (family == socket.AF_INET or not _is_ifindex(scope)):
-            break
-        return native.ListenerSpec(
-            host, packed, port, backlog=backlog, flags=flags, mark=mark, scope_id=int(scope or 0)
-        )
-    raise ValueError(f"{host!r} is not an IP address (a name is resolved by the caller, at home)")
+    left = [OwnedFd(fd) for fd in fds]
+    made: list[Socket] = []
+    try:
+        # Detached first: an exception in between may lose one descriptor, but never close two.
+        made.extend(socket.socket(fileno=holder.detach()) for holder in left)
+    except BaseException:
+        for sock in made:
+            sock.close()
+        for holder in left:
+            holder.close()
+        raise
+    return made
+
+
+def _family_name(family: int) -> str:
+    import socket
+
+    try:
+        return socket.AddressFamily(family).name
+    except ValueError:
+        return f"family {family}"
+
+
+def _plain_type(kind: int) -> int:
+    """The type without its flags. CLOEXEC is always set, blocking is python's affair."""
+    return int(kind) & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)
 
 
 def _is_name(text: str) -> bool:
     """Whether the text can be the name of a file below NAMES."""
     return text not in ("", ".", "..") and not set(text) & {"/", "\0"}
-
-
-def _is_ifindex(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) < 2**31
 
 
 def _cannot_open(number: int, reference: str) -> Exception:

@@ -72,14 +72,14 @@ STEPS = (
         """On receiving the fd, one thread of ztunnel stepped into web, called socket() three times,
         and stepped back. At home it bound the three sockets to their ports and let them listen. All
         through step 3 the demo asked the kernel again and again: in which netns is ztunnel?""",
-        ("csrc/netns.c: go_and_return()", "csrc/listen.c: pz_make_listening()"),
+        ("csrc/visit.c: go_and_return()", "csrc/listen.c: pz_make_listening()"),
         Story.process_stays_at_home,
     ),
     Step(
         "The listeners are in the pod",
         """A small process, put into web by nsenter, reads the kernel's list of sockets there,
         /proc/net/tcp. The demo reads the list at home, and the list of ztunnel's open files.""",
-        ("csrc/netns.c: make_sockets()", "pyztun/ztunnel/workloads.py: add()"),
+        ("csrc/visit.c: make_sockets()", "pyztun/ztunnel/workloads.py: add()"),
         Story.listeners_are_in_the_pod,
         """Each arrow is one open file: its number belongs to a process at home, its socket to the
         pod. So there are listeners in web although no process is.""",

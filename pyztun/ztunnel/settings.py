@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyztun import __version__, native
-from pyztun.netns import listener_spec
+from pyztun.addresses import listener_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,9 +18,13 @@ RANKS = {
     "fds": 1,
     "stdio": 1,
     "native": 2,
-    "netns": 3,
+    "addresses": 3,
     "channel": 3,
     "socketfile": 3,
+    "dial": 4,
+    "netns": 5,
+    "sockets": 6,
+    "aio": 6,
 }
 PURE = ("errors", "cni.arguments", "protocol", "protocol.seed")
 READS_CORE = ("native",)

@@ -1,5 +1,5 @@
 /*
- * test_netns_visit.c: visits to a pod that end at home, or end the process.
+ * test_visit.c: visits to a pod that end at home, or end the process.
  *
  * Theory of operation: where a socket belongs is asked of the kernel by a way of its own
  * (SIOCGSKNS), not by the functions under test. Every test runs in a process of its own, whose
@@ -469,5 +469,5 @@ int main(void)
         TEST(each_fault_of_listening),
     };
 
-    return run_tests("netns.c: visits", tests, COUNT(tests));
+    return run_tests("visit.c", tests, COUNT(tests));
 }
