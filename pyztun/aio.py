@@ -114,7 +114,7 @@ async def start_server(
         [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None
     ],
     host: str | Sequence[str] | None = None,
-    port: int = 0,
+    port: int | None = None,
     *,
     netns: Reference,
     limit: int = LIMIT,
@@ -126,7 +126,7 @@ async def start_server(
     :param client_connected_cb: as for asyncio: called with reader and writer of each connection.
     :param host: one or several addresses or names; None or an empty text for all interfaces. Names
         are resolved before the netns is entered, and all their addresses are listened on.
-    :param port: 0 lets the kernel choose, for each address another.
+    :param port: None or 0 lets the kernel choose, for each address another.
     :param netns: a NetNs, a path, a name, ``pid:N``, ``fd:N`` or an fd; borrowed.
     :param options: those of :meth:`NetNs.listen` (backlog 100), and ssl, ssl_handshake_timeout and
         ssl_shutdown_timeout of asyncio.
@@ -136,7 +136,7 @@ async def start_server(
     tls = {name: options.pop(name) for name in TLS if name in options}  # type: ignore[misc]
     backlog = options.setdefault("backlog", BACKLOG)
     with NetNs.of(netns) as pod:
-        found = await _resolve_all(host, port)
+        found = await _resolve_all(host, port or 0)
         listeners = pod.listen(*(address for _, address in found), **options)  # type: ignore[misc]
     servers: list[asyncio.Server] = []
     try:

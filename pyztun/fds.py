@@ -11,6 +11,13 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import NoReturn, Protocol
+
+    class Array(Protocol):
+        """An array of C, or a list."""
+
+        def __getitem__(self, index: int, /) -> int: ...
+        def __setitem__(self, index: int, value: int, /) -> None: ...
 
 
 class OwnedFd:
@@ -59,13 +66,32 @@ class OwnedFd:
         self.close()
 
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if getattr(self, "_fd", -1) >= 0:  # unset where __init__ or take() was interrupted
             what = repr(self)
             self.close()
             _warn(f"unclosed {what}", self)
 
+    def __reduce__(self) -> NoReturn:
+        """A copy would close the same number a second time, when it may be a stranger's."""
+        raise TypeError("an OwnedFd cannot be copied or pickled")
+
     def __repr__(self) -> str:
         return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd closed>"
+
+
+def take(fds: Array, count: int) -> list[OwnedFd]:
+    """Moves the first ``count`` descriptors out of an array into holders; -1 takes their place.
+
+    A signal handler may raise at any call or jump (before Python 3.11 at any instruction). Each
+    descriptor changes hands between two of these, and is in the array or in a holder, never in
+    both: whoever closes the rest of the array afterwards closes nothing twice.
+    """
+    holders = [OwnedFd.__new__(OwnedFd) for _ in range(count)]
+    for holder in holders:
+        holder._fd = -1
+    for i, holder in enumerate(holders):
+        fds[i], holder._fd = -1, fds[i]
+    return holders
 
 
 def _warn(text: str, source: OwnedFd) -> None:

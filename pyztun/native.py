@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
         "or run python from another directory"
     ) from missing
 from pyztun.errors import NotANetns, SyscallError, explain
-from pyztun.fds import OwnedFd
+from pyztun.fds import OwnedFd, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,18 +113,12 @@ def receive(
     buffer = ffi.new("uint8_t[]", size)
     fds = ffi.new("int[]", max(1, max_fds))
     nfds = ffi.new("size_t *")
-    owned: list[OwnedFd] = []
     try:
         rc = _wait(lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), timeout)
-        got = _check(rc, "recvmsg", subject)
-        for i in range(nfds[0]):
-            owned.append(OwnedFd(fds[i]))
-            fds[i] = -1
-        return bytes(ffi.buffer(buffer, got)), owned
+        data = bytes(ffi.buffer(buffer, _check(rc, "recvmsg", subject)))
+        return data, take(fds, nfds[0])
     except BaseException:  # a signal handler may raise as soon as C is back
         _close_all(fds, nfds[0])
-        for holder in owned:
-            holder.close()
         raise
 
 

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as Socket
     from types import TracebackType
-    from typing import TypeAlias, TypedDict
+    from typing import NoReturn, TypeAlias, TypedDict
 
     from pyztun.addresses import Address
 
@@ -45,6 +45,11 @@ MAX_DIGITS = 10
 AF_INET, SOCK_STREAM, SOCK_DGRAM = 2, 1, 2
 SOCK_NONBLOCK, SOCK_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
+# One for all: it is held for a few instructions. A signal handler or the garbage collector may come
+# in while this very thread holds it; a child process may be forked while another one does.
+_leases = RLock()
+os.register_at_fork(after_in_child=_leases._at_fork_reinit)  # type: ignore[attr-defined]
+
 # O_NONBLOCK and O_NOCTTY: a typo may name a FIFO or a terminal, and opening must do nothing to
 # either.
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -65,7 +70,6 @@ class NetNs:
         "_fd",
         "_identity",
         "_is_open",
-        "_lock",
         "_name",
         "reference",
     )
@@ -84,9 +88,6 @@ class NetNs:
         self._fd = fd
         self._identity = (dev, inode)
         self._calls = 0
-        # A signal handler or the garbage collector may close an object whose lock this very thread
-        # holds.
-        self._lock = RLock()
         self._name: str | None = None
         self.reference = reference
         self._is_open = True
@@ -370,7 +371,7 @@ class NetNs:
         """
         if not self._is_open:
             return
-        with self._lock:
+        with _leases:
             self._is_open = False
             if self._calls == 0:
                 self._fd.close()
@@ -390,6 +391,9 @@ class NetNs:
         if getattr(self, "_is_open", False):  # __init__ may not have come that far
             self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a NetNs cannot be copied or pickled: NetNs.of() duplicates one")
+
     def __repr__(self) -> str:
         state = f"inode {self._identity[1]}" if self._is_open else "closed"
         return f"<NetNs {self.reference} {state}>"
@@ -407,13 +411,16 @@ class _Lease:
         self._netns = netns
 
     def __enter__(self) -> int:
-        with self._netns._lock:
-            fd = self._netns.fileno()
-            self._netns._calls += 1
-        return fd
+        with _leases:
+            self._netns._calls += 1  # first: from here on a close() that comes in between waits
+            try:
+                return self._netns.fileno()
+            except NetnsClosed:
+                self._netns._calls -= 1
+                raise
 
     def __exit__(self, *_: object) -> None:
-        with self._netns._lock:
+        with _leases:
             self._netns._calls -= 1
             if self._netns._calls == 0 and not self._netns._is_open:
                 self._netns._fd.close()
