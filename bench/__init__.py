@@ -7,8 +7,11 @@ round, and the median of these ratios is what is compared with the budget.
 
     floor.c, client.c   the floor; the client that asks every receiver of the seed form
     statistics          medians, ratios, verdicts (pure)
-    rounds              whose turn it is
+    rounds, progress    whose turn it is; the bar on a terminal
     programs            compiles, starts and ends the contenders
-    listen, seed, oneshot, pods      one row each
+    listen, listen_main, fdpass, peers, seed, oneshot, pods      one row each
+    ways                how people get a listener in a pod today, for the row peers
     machine, report     where it ran; the table and the JSON file
+
+docs/performance.md describes the rows and how to read them.
 """

@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Protocol
 
-from bench import listen, machine, oneshot, pods, programs, report, seed
-from bench.rounds import progress
+from rich.console import Console
+
+from bench import (
+    fdpass,
+    listen,
+    listen_main,
+    machine,
+    oneshot,
+    peers,
+    pods,
+    programs,
+    report,
+    seed,
+)
 from bench.statistics import Row
-from pyztun import PyztunError
+from pyztun import MissingCapability, NetNs, PyztunError
 
-Measure = Callable[[programs.Workshop, "int | None"], Row]
+
+class Measurable(Protocol):
+    """What a module of a row has."""
+
+    NAME: str
+    TITLE: str
+    ROUNDS: int
+
+    def measure(self, shop: programs.Workshop, rounds: int, /) -> Row: ...
+
 
 # The pods come last: the kernel takes its time to tear a thousand of them down.
-ROWS: dict[str, Measure] = {
-    listen.NAME: listen.measure,
-    seed.NAME: seed.measure,
-    oneshot.NAME: oneshot.measure,
-    pods.NAME: pods.measure,
-}
+MODULES: tuple[Measurable, ...] = (listen, listen_main, fdpass, peers, seed, oneshot, pods)
+ROWS = {module.NAME: module for module in MODULES}
 
 
 def main() -> int:
     asked = _parse()
+    if asked.list:
+        for row in MODULES:
+            print(f"{row.NAME:14}{row.TITLE} ({row.ROUNDS} rounds)")
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _prove_rights()
         with tempfile.TemporaryDirectory(prefix="pz-bench-") as directory:
             return _run(asked, programs.Workshop(Path(directory)))
     except (programs.BenchError, PyztunError, OSError) as error:
-        progress("")
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        progress("")
         print("bench: interrupted", file=sys.stderr)
         return 130
 
@@ -57,33 +79,56 @@ def _parse() -> argparse.Namespace:
     add("--rounds", metavar="N", type=_positive, help="rounds of each row (default: its own)")
     add("--json", metavar="FILE", type=Path, help="also write every sample to FILE")
     add("--strict", action="store_true", help="exit with 1 if anything is over its budget")
+    add("--list", action="store_true", help="only say which rows there are")
     return parser.parse_args()  # fmt: skip
 
 
 def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**6):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds")
     return int(text)
 
 
+def _prove_rights() -> None:
+    try:
+        NetNs.create().close()
+    except MissingCapability as error:
+        raise programs.BenchError(
+            f"{error}: run it as root, or by `make bench`, which finds sudo or a user namespace"
+        ) from error
+
+
+def _prove_writable(path: Path) -> None:
+    """What cannot be written shall be known before the measurement, not behind it."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise programs.BenchError(f"--json {path}: {error.strerror}") from error
+
+
 def _run(asked: argparse.Namespace, shop: programs.Workshop) -> int:
     if asked.json is not None:
-        asked.json.touch()  # what cannot be written shall be known before the measurement
+        _prove_writable(asked.json)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    out = Console()
+    terminal = out if out.is_terminal else None
     facts = machine.facts()
     print(report.heading(facts), flush=True)
     rows = []
-    for name, measure in ROWS.items():
+    for name, module in ROWS.items():
         if asked.only and name not in asked.only:
             continue
+        load = os.getloadavg()[0]
         try:
-            row = measure(shop, asked.rounds)
+            row = module.measure(shop, asked.rounds or module.ROUNDS)
         except programs.Skipped as reason:
-            row = Row(name, "skipped", notes=[str(reason)])
+            row = Row(name, module.TITLE, skipped=str(reason))
+        row.load = load
         rows.append(row)
-        print(f"\n{report.table(row)}", flush=True)
+        print(f"\n{report.table(row, terminal)}", flush=True)
     print(f"\n{report.ending(rows)}", flush=True)
     if asked.json is not None:
-        report.write_json(asked.json, facts, rows)
+        report.write_json(asked.json, started, facts, rows)
     over = any(check.over for row in rows for check in row.checks)
     return 1 if asked.strict and over else 0
 

@@ -15,86 +15,96 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from time import perf_counter_ns
 
-from bench import programs
+from bench import machine, programs
 from bench.rounds import Turn, interleave
-from bench.statistics import Row, ratio
+from bench.statistics import Row
 from pyztun import NetNs, native
 from pyztun._core import ffi, lib
 
 NAME = "listen"
+TITLE = "three listeners in a pod, native call at lib, from a worker thread"
 ROUNDS = 250
 BUDGET = 1.10
 PODS = 16
 PASSES = 5
+HOST = "127.0.0.1"
 PORTS = (15008, 15006, 15001)
 BACKLOG = 4096
 
 
-def measure(shop: programs.Workshop, rounds: int | None) -> Row:
+def measure(shop: programs.Workshop, rounds: int) -> Row:
     """Runs the row."""
-    row = Row(NAME, "native listen x3 at lib, worker thread", "us")
+    row = Row(NAME, TITLE, "us")
     with ExitStack() as stack:
-        _stay_on_one_cpu(stack)
+        machine.stay_on_one_cpu(stack)
         pods = [stack.enter_context(NetNs.create()).fileno() for _ in range(PODS)]
-        argv = [shop.floor, "listen", *map(str, pods)]
-        floor = stack.enter_context(programs.Process(argv, shop.directory, inherited=pods))
+        floor = Floor(stack, shop, "listen", pods)
         # Also the worker's home. It is closed last: the worker may be in a pod until it has ended.
         home = stack.enter_context(native.home())
         worker = stack.enter_context(ThreadPoolExecutor(1))
-        ours = _Ours(pods)
+        ours = Lib(PORTS)
         turns: dict[str, Turn] = {
-            "floor, home kept": lambda: _floor(floor, "kept"),
-            "lib, home kept": lambda: worker.submit(ours.turn, home.fileno()).result(),
-            "floor, home opened": lambda: _floor(floor, "opened"),
-            "lib, home opened": lambda: worker.submit(ours.turn, -1).result(),
+            "floor, home kept": floor.turn("kept", len(PORTS)),
+            "lib, home kept": lambda: worker.submit(ours.turn, pods, home.fileno()).result(),
+            "floor, home opened": floor.turn("opened", len(PORTS)),
+            "lib, home opened": lambda: worker.submit(ours.turn, pods, -1).result(),
         }
-        row.samples = interleave(NAME, turns, rounds or ROUNDS)
+        row.samples = interleave(NAME, turns, rounds)
     for how in ("kept", "opened"):
-        row.checks.append(ratio(row.samples, f"lib, home {how}", f"floor, home {how}", BUDGET))
+        row.compare(f"lib, home {how}", f"floor, home {how}", BUDGET)
     return row
 
 
-def _stay_on_one_cpu(stack: ExitStack) -> None:
-    """Pins the calling thread, and with it the processes and threads that it starts."""
-    before = os.sched_getaffinity(0)
-    stack.callback(os.sched_setaffinity, 0, before)
-    os.sched_setaffinity(0, {max(before)})
+class Floor:
+    """The floor for listeners; ends with the stack.
+
+    :param role: ``listen`` works in a thread, ``listen-main`` in the main thread.
+    :param pods: descriptors of netns, borrowed.
+    """
+
+    def __init__(
+        self, stack: ExitStack, shop: programs.Workshop, role: str, pods: Sequence[int]
+    ) -> None:
+        argv = [shop.floor, role, *map(str, pods)]
+        process = programs.Process(argv, shop.directory, inherited=pods)
+        self._process = stack.enter_context(process)
+
+    def turn(self, how: str, listeners: int) -> Turn:
+        """Microseconds a pod; see floor.c for the words."""
+        command = f"{how} {listeners} {PASSES}"
+        return lambda: [ns / 1000 for ns in self._process.ask(command)]
 
 
-def _floor(process: programs.Process, how: str) -> list[float]:
-    return [ns / 1000 for ns in process.ask(f"{how} {PASSES}")]
-
-
-class _Ours:
+class Lib:
     """The same passes through cffi. Every array is made before the clock runs."""
 
-    def __init__(self, pods: Sequence[int]) -> None:
-        self._pods = pods
-        self._wanted = ffi.new("struct pz_listener[]", len(PORTS))
-        for one, port in zip(self._wanted, PORTS, strict=True):
-            ffi.buffer(one.address)[0:4] = bytes((127, 0, 0, 1))
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._wanted = ffi.new("struct pz_listener[]", len(ports))
+        for one, port in zip(self._wanted, ports, strict=True):
+            ffi.buffer(one.address)[0:4] = bytes(map(int, HOST.split(".")))
             one.family, one.port, one.backlog = 4, port, BACKLOG
             one.flags = lib.PZ_REUSEADDR | lib.PZ_NONBLOCK
-        self._fds = ffi.new("int[]", len(PORTS))
+        self._size = len(ports)
+        self._fds = ffi.new("int[]", len(ports))
         self._failure = ffi.new("struct pz_failure *")
 
-    def turn(self, home: int) -> list[float]:
-        return [self._pass(home) for _ in range(PASSES)]
+    def turn(self, pods: Sequence[int], home: int) -> list[float]:
+        return [self._pass(pods, home) for _ in range(PASSES)]
 
-    def _pass(self, home: int) -> float:
+    def _pass(self, pods: Sequence[int], home: int) -> float:
         """One pass over all pods; microseconds a pod."""
-        listen, wanted, n = lib.pz_listen, self._wanted, len(PORTS)
+        listen, wanted, n = lib.pz_listen, self._wanted, self._size
         fds, failure = self._fds, self._failure
         made: list[int] = []
         begin = perf_counter_ns()
-        for pod in self._pods:
+        for pod in pods:
             if listen(pod, home, wanted, n, fds, failure) < 0:
                 break
             made += list(fds)
         took = perf_counter_ns() - begin
         for fd in made:
             os.close(fd)
-        if len(made) < n * len(self._pods):
+        if len(made) < n * len(pods):
             step = ffi.string(lib.pz_step_name(failure.step)).decode()
             raise programs.BenchError(f"pz_listen failed at {step}")
-        return took / len(self._pods) / 1000
+        return took / len(pods) / 1000

@@ -16,17 +16,18 @@ from time import perf_counter_ns
 
 from bench import programs
 from bench.rounds import Turn, interleave
-from bench.statistics import Row, ratio
+from bench.statistics import Row
 from pyztun import NetNs
 
 NAME = "oneshot"
+TITLE = "one-shot sender, wall time of the process"
 ROUNDS = 100
 BUDGET = 2.0
 
 
-def measure(shop: programs.Workshop, rounds: int | None) -> Row:
+def measure(shop: programs.Workshop, rounds: int) -> Row:
     """Runs the row."""
-    row = Row(NAME, "one-shot sender, wall time of the process", "ms")
+    row = Row(NAME, TITLE, "ms")
     path = shop.socket_path()
     with ExitStack() as stack:
         pod = stack.enter_context(NetNs.create())
@@ -39,9 +40,9 @@ def measure(shop: programs.Workshop, rounds: int | None) -> Row:
             "import pyztun._core": _spawning([sys.executable, "-c", "import pyztun._core"], env),
             "pyztun-cni": _spawning([programs.installed("pyztun-cni"), path, netns], env),
         }
-        row.samples = interleave(NAME, turns, rounds or ROUNDS)
-    row.checks.append(ratio(row.samples, "pyztun-cni", "python -c pass", BUDGET))
-    row.checks.append(ratio(row.samples, "import pyztun._core", "python -c pass", None))
+        row.samples = interleave(NAME, turns, rounds)
+    row.compare("pyztun-cni", "python -c pass", BUDGET)
+    row.compare("import pyztun._core", "python -c pass")
     return row
 
 

@@ -11,15 +11,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import programs
-from bench.rounds import interleave, progress
+from bench.progress import bar
+from bench.rounds import interleave
 from bench.seed import asking
-from bench.statistics import Check, Row, ratio
+from bench.statistics import Check, Row
 from pyztun import Channel, NetNs, PyztunError
 from pyztun.protocol import seed
 
 NAME = "pods"
 ROUNDS = 250
 PODS = 1000
+TITLE = f"seed form, a daemon that holds {PODS} pods beside one that holds none"
 HANDOFF_BUDGET = 1.2
 POD_BUDGET_KIB = 12
 PROCESS_BUDGET_MB = 60
@@ -27,12 +29,12 @@ FDS_NEEDED = 5000
 """Three listeners a pod, and what pyztun-ztunnel keeps free for peers and their connections."""
 
 
-def measure(shop: programs.Workshop, rounds: int | None) -> Row:
+def measure(shop: programs.Workshop, rounds: int) -> Row:
     """Runs the row. Skipped where the fd table is too small."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if limit != resource.RLIM_INFINITY and limit < FDS_NEEDED:
         raise programs.Skipped(f"the hard RLIMIT_NOFILE is {limit}, {PODS} pods need {FDS_NEEDED}")
-    row = Row(NAME, f"one daemon with {PODS} pods: handoff, connect to answer", "us")
+    row = Row(NAME, TITLE, "us")
     empty, full = shop.socket_path(), shop.socket_path()
     with ExitStack() as stack:
         stack.enter_context(programs.ztunnel(empty, shop))
@@ -43,8 +45,8 @@ def measure(shop: programs.Workshop, rounds: int | None) -> Row:
             none: asking(stack, shop, empty),
             holding: asking(stack, shop, full),
         }
-        row.samples = interleave(NAME, turns, rounds or ROUNDS)
-    row.checks.append(ratio(row.samples, holding, none, HANDOFF_BUDGET))
+        row.samples = interleave(NAME, turns, rounds)
+    row.compare(holding, none, HANDOFF_BUDGET)
     return row
 
 
@@ -52,15 +54,14 @@ def _fill(row: Row, pid: int, path: str) -> None:
     """Hands over the pods, and notes what the daemon's memory says to it."""
     before = _memory(pid)
     first = before
-    with Channel.connect(path, timeout=programs.PATIENCE) as channel:
+    with Channel.connect(path, timeout=programs.PATIENCE) as channel, bar(NAME, PODS) as step:
         for number in range(1, PODS + 1):
             # Not ours to hold: the listeners of the daemon keep the netns alive.
             with NetNs.create() as pod:
                 _take(channel, pod)
             if number == 1:
                 first = _memory(pid)
-            progress(f"{NAME}: {number} of {PODS} pods")
-    progress("")
+            step("pods")
     last = _memory(pid)
     each = (last["VmRSS"] - first["VmRSS"]) / (PODS - 1)
     row.checks += [

@@ -100,7 +100,7 @@ class Workshop:
 def _run(argv: list[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BenchError(f"{argv[0]} failed:\n{done.stderr.rstrip()}")
+        raise BenchError(f"{argv[0]} failed with {done.returncode}: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
+
+from bench.progress import bar
 
 WARM_UP = 2
 """Rounds that are thrown away: page faults, first imports, growing tables."""
@@ -24,19 +25,12 @@ def interleave(row: str, turns: Mapping[str, Turn], rounds: int) -> dict[str, li
     samples: dict[str, list[float]] = {name: [] for name in turns}
     draw = random.Random(row)
     order = list(turns)
-    for number in range(-WARM_UP, rounds):
-        draw.shuffle(order)
-        for name in order:
-            taken = statistics.median(turns[name]())
-            if number >= 0:
-                samples[name].append(taken)
-        progress(f"{row}: round {number + 1} of {rounds}" if number >= 0 else f"{row}: warm-up")
-    progress("")
+    with bar(row, WARM_UP + rounds) as step:
+        for number in range(-WARM_UP, rounds):
+            draw.shuffle(order)
+            for name in order:
+                taken = statistics.median(turns[name]())
+                if number >= 0:
+                    samples[name].append(taken)
+            step("rounds" if number >= 0 else "warm-up")
     return samples
-
-
-def progress(text: str) -> None:
-    """Replaces the progress line; nothing where stderr is no terminal."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 
 from bench import programs
 from bench.rounds import Turn, interleave
-from bench.statistics import Row, ratio
+from bench.statistics import Row
 from pyztun import NetNs
 
 NAME = "seed"
+TITLE = "seed form, from connect() to the answer"
 ROUNDS = 400
 BUDGET, AIM = 1.5, 1.2
 GO_BUDGET = 0.8
@@ -22,9 +23,9 @@ CYCLES = 15
 PAUSE_US = 300
 
 
-def measure(shop: programs.Workshop, rounds: int | None) -> Row:
+def measure(shop: programs.Workshop, rounds: int) -> Row:
     """Runs the row."""
-    row = Row(NAME, "seed form, connect to answer", "us")
+    row = Row(NAME, TITLE, "us")
     floor, ours = shop.socket_path(), shop.socket_path()
     with ExitStack() as stack:
         stack.enter_context(programs.receiver([shop.floor, "receive", floor], shop))
@@ -35,11 +36,12 @@ def measure(shop: programs.Workshop, rounds: int | None) -> Row:
             stack.enter_context(programs.receiver(argv, shop))
             turns["Go receiver"] = asking(stack, shop, argv[-1])
         except programs.Skipped as reason:
-            row.notes.append(f"without the Go receiver: {reason}")
-        row.samples = interleave(NAME, turns, rounds or ROUNDS)
-    row.checks.append(ratio(row.samples, "pyztun-ztunnel", "floor", BUDGET, AIM))
+            row.notes.append(f"without Go receiver: {reason}")
+        row.samples = interleave(NAME, turns, rounds)
+    row.compare("pyztun-ztunnel", "floor", BUDGET, AIM)
     if "Go receiver" in turns:
-        row.checks.append(ratio(row.samples, "pyztun-ztunnel", "Go receiver", GO_BUDGET))
+        row.compare("pyztun-ztunnel", "Go receiver", GO_BUDGET)
+        row.compare("Go receiver", "floor")
     return row
 
 

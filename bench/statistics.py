@@ -40,6 +40,7 @@ class Check:
     :ivar budget: the number must not be above it; None: for information only.
     :ivar aim: what we would like, beyond the budget.
     :ivar middle: the middle half of what the number is the median of.
+    :ivar contender: of a ratio, what is compared with ``base``; else empty.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Check:
     budget: float | None
     aim: float | None = None
     middle: tuple[float, float] | None = None
+    contender: str = ""
+    base: str = ""
 
     @property
     def over(self) -> bool:
@@ -65,7 +68,7 @@ def ratio(
     samples: Samples,
     contender: str,
     base: str,
-    budget: float | None,
+    budget: float | None = None,
     aim: float | None = None,
 ) -> Check:
     """The median over the rounds of contender / base, each taken within one round."""
@@ -78,6 +81,8 @@ def ratio(
         budget,
         aim,
         quartiles(values),
+        contender,
+        base,
     )
 
 
@@ -87,6 +92,8 @@ class Row:
 
     :ivar unit: of the samples.
     :ivar notes: what a reader must know, such as why a contender is missing.
+    :ivar skipped: why nothing was measured, else empty.
+    :ivar load: of the machine when the row began, over one minute.
     """
 
     name: str
@@ -95,3 +102,15 @@ class Row:
     samples: dict[str, list[float]] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skipped: str = ""
+    load: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        return len(next(iter(self.samples.values()), ()))
+
+    def compare(
+        self, contender: str, base: str, budget: float | None = None, aim: float | None = None
+    ) -> None:
+        """Adds the ratio of two contenders; the first of a contender stands in its own line."""
+        self.checks.append(ratio(self.samples, contender, base, budget, aim))
