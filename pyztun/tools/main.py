@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pyztun import __version__
-from pyztun.tools import demo
+from pyztun.tools import demo, netns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SUBCOMMANDS = {"demo": demo}
+SUBCOMMANDS = {"demo": demo, "netns": netns}
 """Name -> module with SUMMARY, DESCRIPTION, add_arguments(parser) and run(asked) -> exit status."""
 
 

@@ -4,7 +4,8 @@
     pods        a netns by name, sockets in it, and the proof that it died
     programs    the installed commands as processes: Daemon, cni()
     wire        a raw client of the seed form: Peer, request()
-    leaks       descriptors, threads, children and namespaces of a process, before and after
+    leaks       descriptors, threads, children, memory and netns of a process
+    project     a stranger's project with test files, and pytest run in it
     peers       the two peers built from the walk-through, in Go and in C
     privilege   command prefixes: uid 4242 with only CAP_SYS_ADMIN, without any, in a userns
 
