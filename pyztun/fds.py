@@ -52,7 +52,9 @@ class OwnedFd:
     def close(self) -> None:
         """Closes the descriptor; does nothing the second time."""
         if self._fd >= 0:
-            os.close(self.detach())
+            # No call in between: a signal handler could raise there, and the number be lost.
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def __enter__(self) -> OwnedFd:
         return self
@@ -82,9 +84,9 @@ class OwnedFd:
 def take(fds: Array, count: int) -> list[OwnedFd]:
     """Moves the first ``count`` descriptors out of an array into holders; -1 takes their place.
 
-    A signal handler may raise at any call or jump (before Python 3.11 at any instruction). Each
-    descriptor changes hands between two of these, and is in the array or in a holder, never in
-    both: whoever closes the rest of the array afterwards closes nothing twice.
+    A signal handler may raise at any call or backward jump. Each descriptor changes hands between
+    two of these, and is in the array or in a holder, never in both: whoever closes the rest of the
+    array afterwards loses nothing and closes nothing twice.
     """
     holders = [OwnedFd.__new__(OwnedFd) for _ in range(count)]
     for holder in holders:

@@ -1,0 +1,304 @@
+"""Every form of a netns= argument, what is borrowed, and what a closed NetNs does."""
+
+import copy
+import errno
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyztun import NetNs, NetnsClosed, NetnsGone, NotANetns, OwnedFd, SyscallError, listen
+from support import pods
+from support.pods import Pod
+
+MakePod = Callable[[], Pod]
+
+pytestmark = pytest.mark.needs_netns
+
+
+@pytest.mark.needs_named_netns
+def test_every_form_means_the_same(pod: Pod) -> None:
+    sleeper = subprocess.Popen(
+        ["ip", "netns", "exec", pod.name, "sh", "-c", "echo; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()  # by now it is in the pod
+        with NetNs.open(pod.name) as held:
+            number = held.fileno()
+            forms: list[NetNs | str | Path | int] = [
+                held,
+                pod.name,
+                pod.path,
+                Path(pod.path),
+                f"pid:{sleeper.pid}",
+                f"fd:{number}",
+                number,
+            ]
+            for form in forms:
+                with NetNs.of(form) as opened, listen(("127.0.0.1", 0), netns=form) as listener:
+                    assert opened.is_same(held)
+                    assert opened.fileno() != number
+                    with held.connect(listener.getsockname(), timeout=10):
+                        pass
+            assert held.fileno() == number, "none of them has closed it"
+            assert os.fstat(number).st_ino == pod.inode
+    finally:
+        sleeper.communicate()
+
+
+@pytest.mark.parametrize("what", [True, None, 1.5, object()])
+def test_what_is_no_reference(what: object) -> None:
+    with pytest.raises(TypeError):
+        NetNs.of(what)  # type: ignore[arg-type]
+
+
+GONE = [
+    "no-such-netns",
+    "/run/netns/no-such-netns",
+    "pid:4194999",
+    "fd:99999",
+    99999,
+    -1,
+    "",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("reference", GONE)
+def test_what_does_not_exist_is_gone_and_never_made(reference: str | int) -> None:
+    before = pods.names()
+    with pytest.raises(NetnsGone) as caught:
+        listen(("127.0.0.1", 0), netns=reference)
+    assert isinstance(caught.value, FileNotFoundError)
+    assert caught.value.errno in (errno.ENOENT, errno.EBADF)
+    assert repr(str(reference)).strip("'") in str(caught.value)
+    assert pods.names() == before
+
+
+def test_what_is_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotANetns, match=str(file)):
+        listen(("127.0.0.1", 0), netns=file)
+    with socket.socket() as sock, pytest.raises(NotANetns, match=f"fd:{sock.fileno()}"):
+        listen(("127.0.0.1", 0), netns=sock.fileno())
+
+
+USES: list[Callable[[NetNs], object]] = [
+    lambda netns: netns.fileno(),
+    lambda netns: netns.cookie,
+    lambda netns: netns.inode,
+    lambda netns: netns.dev,
+    lambda netns: netns.owner_uid,
+    lambda netns: netns.listen(("127.0.0.1", 0)),
+    lambda netns: netns.socket(),
+    lambda netns: netns.connect(("127.0.0.1", 1)),
+    lambda netns: netns.is_same(netns),
+    NetNs.of,
+    lambda netns: listen(("127.0.0.1", 0), netns=netns),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_closed_one_raises(use: Callable[[NetNs], object]) -> None:
+    netns = NetNs.create()
+    _ = netns.cookie
+    netns.close()
+    netns.close()
+    with pytest.raises(NetnsClosed, match=r"this NetNs \(fresh netns\) is closed") as caught:
+        use(netns)
+    assert caught.value.errno == errno.EBADF
+    assert isinstance(caught.value, ValueError)
+    assert repr(netns) == "<NetNs fresh netns closed>"
+
+
+def test_a_forgotten_one_closes_quietly() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        number = NetNs.create().fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_neither_copies_nor_pickles(netns: NetNs) -> None:
+    """Two owners of one number would close it twice."""
+    with OwnedFd(os.dup(netns.fileno())) as owned:
+        for each in (netns, owned):
+            for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError):
+                    attempt(each)
+
+
+# ---- close() beside a running call ---------------------------------------------------------------
+
+
+def test_close_waits_for_no_call_and_takes_nothing_away(netns: NetNs) -> None:
+    """Threads use one NetNs until it is closed under them; no socket lands in another netns.
+
+    The numbers of closed descriptors are reused at once, by descriptors of another netns.
+    """
+    with NetNs.create() as trap:
+        for _ in range(20):
+            target = NetNs.of(netns)
+            strays, uses = _use_until_closed(target, trap)
+            assert strays == []
+            assert uses > 0
+
+
+def _use_until_closed(target: NetNs, trap: NetNs) -> tuple[list[int], int]:
+    expected = target.inode
+    strays: list[int] = []
+    uses = [0]
+    started = threading.Barrier(4)
+
+    def use() -> None:
+        started.wait()
+        while True:
+            try:
+                (listener,) = target.listen(("127.0.0.1", 0))
+            except NetnsClosed:
+                return
+            with listener:
+                uses[0] += 1
+                inode = _netns_inode(listener)
+                if inode != expected:
+                    strays.append(inode)
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    while uses[0] < 30:
+        os.sched_yield()
+    target.close()
+    reused = [os.dup(trap.fileno()) for _ in range(8)]
+    for thread in threads:
+        thread.join()
+    for fd in reused:
+        os.close(fd)
+    return strays, uses[0]
+
+
+def _netns_inode(sock: socket.socket) -> int:
+    from pyztun import socket_netns
+
+    with socket_netns(sock) as found:
+        return found.inode
+
+
+def test_a_close_from_within_a_call_of_the_same_thread(netns: NetNs) -> None:
+    """As a signal handler does it: the lock must let its own thread in."""
+    target = NetNs.of(netns)
+    with target._lease() as fd:
+        target.close()
+        assert os.fstat(fd).st_ino == netns.inode
+        with pytest.raises(NetnsClosed):
+            target.socket()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+# ---- create, remove ------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_named_netns
+def test_a_created_name_outlives_the_block_until_removed() -> None:
+    name = pods.unique_name()
+    with NetNs.create(name) as lab:
+        cookie = lab.cookie
+    assert name in _ip_netns()
+    with NetNs.from_name(name) as again:
+        assert again.cookie == cookie
+    lab.remove()
+    assert name not in _ip_netns()
+    lab.remove()
+    lab.close()
+
+
+@pytest.mark.needs_named_netns
+def test_an_opened_name_can_be_removed() -> None:
+    name = pods.unique_name()
+    NetNs.create(name).close()
+    NetNs.from_name(name).remove()
+    assert name not in pods.names()
+
+
+@pytest.mark.needs_named_netns
+def test_a_name_that_means_another_netns_by_now_is_left_alone(make_pod: MakePod) -> None:
+    pod = make_pod()
+    with NetNs.open(pod.name) as old:
+        pod.delete()
+        subprocess.run(["ip", "netns", "add", pod.name], check=True)
+        with pytest.raises(NetnsGone, match="another netns"):
+            old.remove()
+    assert pod.exists
+    old.close()
+
+
+@pytest.mark.needs_named_netns
+def test_a_name_that_somebody_else_removed(make_pod: MakePod) -> None:
+    pod = make_pod()
+    with NetNs.open(pod.name) as old:
+        pod.delete()
+        old.remove()
+
+
+def test_what_has_no_name_is_not_removed(netns: NetNs) -> None:
+    netns.remove()
+    assert netns.inode
+
+
+@pytest.mark.needs_named_netns
+def test_a_taken_name(pod: Pod) -> None:
+    with pytest.raises(FileExistsError) as caught:
+        NetNs.create(pod.name)
+    assert isinstance(caught.value, SyscallError)
+    assert f"{pod.path}: EEXIST (a netns of this name is there already)" in str(caught.value)
+
+
+def _ip_netns() -> list[str]:
+    done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    return [line.split()[0] for line in done.stdout.splitlines()]
+
+
+def test_a_child_forked_meanwhile_can_use_it(netns: NetNs) -> None:
+    """Also where another thread held the lock at the moment of the fork."""
+    done = threading.Event()
+
+    def use() -> None:
+        while not done.is_set():
+            netns.socket().close()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        codes = [_in_child(netns) for _ in range(30)]
+    finally:
+        done.set()
+        thread.join()
+    assert codes == [0] * 30
+
+
+def _in_child(netns: NetNs) -> int:
+    with warnings.catch_warnings():
+        if sys.version_info >= (3, 12):
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
+        pid = os.fork()
+    if pid == 0:
+        try:
+            inode = _netns_inode(netns.socket())
+            os._exit(0 if inode == netns.inode else 3)
+        finally:
+            os._exit(4)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
