@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from functools import lru_cache
 
 from pyztun import native
 
@@ -44,21 +45,26 @@ def listener_spec(
     )
 
 
-def listener_specs(
+def listen_plan(
     addresses: Iterable[Address], *, backlog: int, flags: int, mark: int
-) -> list[native.ListenerSpec]:
+) -> native.ListenPlan:
     """What NetNs.listen() is asked for. ValueError for anything that is no (IP literal, port)."""
-    return [
+    return _plan(tuple(map(checked, addresses)), backlog, flags, checked_mark(mark))
+
+
+@lru_cache(maxsize=256)  # parsing costs more than the socket; a service asks for the same again
+def _plan(addresses: tuple[Address, ...], backlog: int, flags: int, mark: int) -> native.ListenPlan:
+    return native.ListenPlan(
         listener_spec(
             address[0],
             address[1],
             backlog=backlog,
             flags=flags,
-            mark=checked_mark(mark),
+            mark=mark,
             scope_id=_scope(address),
         )
-        for address in map(checked, addresses)
-    ]
+        for address in addresses
+    )
 
 
 def checked(address: Address) -> Address:

@@ -292,9 +292,10 @@ class ListenerSpec:
 
 
 class ListenPlan:
-    """The listeners of one workload, laid out for C once and opened in any number of netns.
+    """Listeners, laid out for C once and opened in any number of netns.
 
-    One thread at a time: the result of a call is written to memory of the plan.
+    open() may run in any number of threads; taker(), made() and failed() share memory of the plan
+    and belong to one.
     """
 
     __slots__ = ("_failure", "_fds", "_size", "_wanted", "specs")
@@ -320,18 +321,16 @@ class ListenPlan:
         pz_listen() for ``home_fd`` (-1 opens and proves it). MissingCapability, AddressInUse,
         SyscallError.
         """
-        for i in range(self._size):
-            self._fds[i] = -1
+        fds = ffi.new("int[]", [-1] * self._size)
+        failure = ffi.new("struct pz_failure *")
         try:
-            rc = lib.pz_listen(
-                netns_fd, home_fd, self._wanted, self._size, self._fds, self._failure
-            )
-            made = list(self._fds)
+            rc = lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, fds, failure)
+            made = list(fds)
         except BaseException:  # a signal handler may raise as soon as C is back
-            _close_all(self._fds, self._size)
+            _close_all(fds, self._size)
             raise
         if rc < 0:
-            raise self._explain(-rc, subject)
+            raise self._explain(-rc, failure, subject)
         return made
 
     def taker(
@@ -359,10 +358,10 @@ class ListenPlan:
 
     def failed(self, rc: int) -> SyscallError:
         """Why the last call failed."""
-        return self._explain(-rc, "the pod")
+        return self._explain(-rc, self._failure, "the pod")
 
-    def _explain(self, number: int, subject: str) -> SyscallError:
-        syscall, index = _step(self._failure)
+    def _explain(self, number: int, failure: CData, subject: str) -> SyscallError:
+        syscall, index = _step(failure)
         where = f"{self.specs[index]} in {subject}" if index >= 0 else subject
         return explain(number, syscall, where)
 

@@ -268,21 +268,22 @@ class NetNs:
         :raises MissingCapability, AddressInUse, UnsupportedFamily, SyscallError: nothing is left
             open then. socket(7), ip(7), ipv6(7) tell what the options do.
         """
-        from pyztun.addresses import listener_specs
+        from pyztun.addresses import listen_plan
 
         kind = _plain_type(type)
         if kind not in (SOCK_STREAM, SOCK_DGRAM):
             raise ValueError("type is SOCK_STREAM or SOCK_DGRAM")
-        wanted = {
-            native.DGRAM: kind == SOCK_DGRAM,
-            native.REUSEADDR: kind == SOCK_STREAM if reuse_address is None else reuse_address,
-            native.REUSEPORT: reuse_port,
-            native.TRANSPARENT: transparent,
-            native.FREEBIND: freebind,
-            native.V6ONLY: v6only,
-        }
-        flags = sum(flag for flag, on in wanted.items() if on)
-        plan = native.ListenPlan(listener_specs(addresses, backlog=backlog, flags=flags, mark=mark))
+        if reuse_address is None:
+            reuse_address = kind == SOCK_STREAM
+        flags = (
+            (native.DGRAM if kind == SOCK_DGRAM else 0)
+            | (native.REUSEADDR if reuse_address else 0)
+            | (native.REUSEPORT if reuse_port else 0)
+            | (native.TRANSPARENT if transparent else 0)
+            | (native.FREEBIND if freebind else 0)
+            | (native.V6ONLY if v6only else 0)
+        )
+        plan = listen_plan(addresses, backlog=backlog, flags=flags, mark=mark)
         with self._lease() as fd:
             made = plan.open(fd, -1, self.shown)
         return _sockets(made)
@@ -427,19 +428,19 @@ class _Lease:
 
 
 def _sockets(fds: list[int]) -> list[Socket]:
-    """Socket objects that own the descriptors; if one cannot be made, all others are closed."""
+    """Socket objects in place of the descriptors; if one cannot be made, the others are closed."""
     import socket
 
-    left = [OwnedFd(fd) for fd in fds]
     made: list[Socket] = []
     try:
-        # Detached first: an exception in between may lose one descriptor, but never close two.
-        made.extend(socket.socket(fileno=holder.detach()) for holder in left)
+        while fds:
+            # Taken out first: an exception in between may lose one descriptor, never close two.
+            made.append(socket.socket(fileno=fds.pop(0)))
     except BaseException:
         for sock in made:
             sock.close()
-        for holder in left:
-            holder.close()
+        for fd in fds:
+            os.close(fd)
         raise
     return made
 
