@@ -16,6 +16,7 @@ import pytest
 
 from support import REPOSITORY
 
+README = REPOSITORY / "README.md"
 PAGE = REPOSITORY / "docs" / "library.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRIVATE_RUN = 'mount -t tmpfs -o mode=0755 tmpfs /run; exec "$@"'
@@ -69,6 +70,15 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert (code, complaints) == (0, [])
     ran = [line for line in out.read_text().splitlines() if line.startswith("ran ")]
     assert ran == [f"ran {first + 1}-{last}" for first, last in blocks("python")]
+
+
+@pytest.mark.needs_netns
+def test_the_block_of_the_readme_runs() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    argv = [sys.executable, "-c", block]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "laddr=('127.0.0.1', 8080)" in done.stdout
 
 
 def test_the_page_has_the_lines_that_were_promised() -> None:
