@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,8 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-from support import leaks, needs, peers, pods, privilege, programs  # noqa: E402
+from support import needs, peers, pods, privilege, programs  # noqa: E402
+from support.project import Project, ordinary_user  # noqa: E402
 
 SWITCH = "PYZTUN_REQUIRE_ROOT=1"
 MARKERS = {
@@ -24,6 +26,10 @@ MARKERS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts us in the background has SIGINT ignored, and every program that a test
+    # interrupts would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     privilege.use_a_temporary_directory_for_all()
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}; else skips ({SWITCH}: fails)")
@@ -39,16 +45,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_remains_of_killed_runs() -> None:
     pods.remove_remains()
-
-
-@pytest.fixture(autouse=True)
-def leak_check() -> Iterator[None]:
-    """After each test: no new fd, thread, child or named netns, and the main thread is at home."""
-    before = leaks.Snapshot.take()
-    yield
-    leaked = before.leaked()
-    if leaked:
-        pytest.fail("left behind: " + "; ".join(leaked), pytrace=False)
 
 
 @pytest.fixture
@@ -97,6 +93,19 @@ def shared_directory() -> Iterator[Path]:
         os.chown(path, needs.STRANGER, needs.STRANGER)
     yield Path(path)
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def project(shared_directory: Path) -> Project:
+    """A project with no file in it, which any user may read and uid 4242 may write."""
+    return Project(shared_directory)
+
+
+@pytest.fixture
+def stranger() -> list[str]:
+    """A command prefix: a user without rights, who may make a user namespace."""
+    needs.require("needs_userns")
+    return ordinary_user()
 
 
 @pytest.fixture

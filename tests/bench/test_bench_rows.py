@@ -183,7 +183,10 @@ def test_interrupted_run_says_so_and_leaves_nothing(number: int, directory: Path
             if line.startswith("load:"):
                 break
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (130, "bench: interrupted\n")
     assert list(directory.iterdir()) == []
 

@@ -26,13 +26,6 @@ Open = Callable[..., list[socket.socket]]
 
 
 @pytest.fixture
-def netns() -> Iterator[NetNs]:
-    """A fresh netns without a name, loopback up."""
-    with NetNs.create() as made:
-        yield made
-
-
-@pytest.fixture
 def listen(netns: NetNs) -> Iterator[Open]:
     """netns.listen() whose sockets are closed after the test."""
     with ExitStack() as stack:

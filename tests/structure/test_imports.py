@@ -26,6 +26,7 @@ RANKS = {
     "sockets": 6,
     "aio": 6,
 }
+UNDER_TESTING = {"netns", "channel"}
 PURE = ("errors", "cni.arguments", "protocol", "protocol.seed")
 READS_CORE = ("native",)
 
@@ -74,9 +75,9 @@ def imports_of(module: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """cni, ztunnel, tools or protocol; "" for the library."""
+    """cni, ztunnel, tools, protocol or testing; "" for the library."""
     top = module.partition(".")[0]
-    return top if top in (*ROOMS, "protocol") else ""
+    return top if top in (*ROOMS, "protocol", "testing") else ""
 
 
 def test_every_module_was_found() -> None:
@@ -96,6 +97,15 @@ def test_rooms_do_not_import_each_other(module: str) -> None:
 def test_protocol_imports_errors_and_itself_only(module: str) -> None:
     ours = {name for name in imports_of(module) if not name.startswith(".")}
     assert {name for name in ours if room(name) != "protocol"} <= {"errors"}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_testing_is_on_top_of_the_library_and_below_nothing(module: str) -> None:
+    ours = {name for name in imports_of(module) if not name.startswith(".")}
+    if room(module) == "testing":
+        assert {name for name in ours if room(name) not in ("testing", "protocol")} <= UNDER_TESTING
+    else:
+        assert not {name for name in ours if room(name) == "testing"}
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if room(name) == ""])

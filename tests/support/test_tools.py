@@ -3,52 +3,11 @@
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
 
 import pytest
 
 from support import leaks, needs, pods, programs
-
-
-def test_snapshot_names_a_leaked_descriptor() -> None:
-    before = leaks.Snapshot.take()
-    fd = os.open("/dev/null", os.O_RDONLY)
-    assert before.leaked(seconds=0) == [f"fd {fd} -> /dev/null"]
-    os.close(fd)
-    assert before.leaked() == []
-
-
-def test_snapshot_sees_a_thread_and_a_child() -> None:
-    before = leaks.Snapshot.take()
-    go_on = threading.Event()
-    thread = threading.Thread(target=go_on.wait)
-    thread.start()
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(write)
-        os.read(read, 1)
-        os._exit(0)
-    os.close(read)
-    found = before.leaked(seconds=0)
-    os.close(write)
-    os.waitpid(pid, 0)
-    go_on.set()
-    thread.join()
-    assert any("threads" in line for line in found)
-    assert f"child process {pid}" in found
-    assert before.leaked() == []
-
-
-@pytest.mark.needs_named_netns
-def test_snapshot_sees_a_named_netns() -> None:
-    before = leaks.Snapshot.take()
-    pod = pods.Pod()
-    found = before.leaked(seconds=0.2)
-    pod.delete()
-    assert found == [f"/run/netns/{pod.name}"]
-    assert before.leaked() == []
 
 
 @pytest.mark.needs_named_netns

@@ -254,6 +254,7 @@ def test_many_descriptors_whose_close_sleeps_delay_nobody(
 def test_bytes_and_descriptors_are_never_mispaired(unharmed: Daemon, sock_path: str) -> None:
     """Requests in a row, all queued before the first is read; the fds ride on their own bytes."""
     with netns(2) as (first, second), wire.Peer(sock_path) as peer:
+        one, two = first.cookie, second.cookie
         with frozen(unharmed):
             peer.send(wire.LIST)
             peer.send(wire.TAKE, [first.fileno()])
@@ -261,10 +262,9 @@ def test_bytes_and_descriptors_are_never_mispaired(unharmed: Daemon, sock_path: 
             peer.send(wire.TAKE, [second.fileno()])
             peer.send(wire.RELEASE, [first.fileno()])
             peer.send(wire.LIST)
-            peer.send(wire.RELEASE_COOKIE + b"%d\n" % second.cookie)
+            peer.send(wire.RELEASE_COOKIE + b"%d\n" % two)
             peer.socket.shutdown(socket.SHUT_WR)
         answers = [re.sub(" 127.*netns", " netns", line) for line in peer.lines()]
-    one, two = first.cookie, second.cookie
     assert answers == [
         "end",
         f"ready netns={one}",
