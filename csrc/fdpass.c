@@ -176,24 +176,27 @@ int pz_unix_connect(const char *path, int type, int timeout_ms)
     if (length == 0 || length >= sizeof address.sun_path)
         return length == 0 ? -ENOENT : -ENAMETOOLONG;
     memcpy(address.sun_path, path, length);
-    PZ_SCOPED sock = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+    int at_once = timeout_ms == 0 ? SOCK_NONBLOCK : 0;
+    PZ_SCOPED sock = socket(AF_UNIX, type | SOCK_CLOEXEC | at_once, 0);
     if (sock == -1)
         return -errno;
     /*
      * A full backlog makes a non-blocking connect() fail with EAGAIN, and poll() never reports room
      * in it; a blocking one sleeps until there is room, for SO_SNDTIMEO at most
-     * (net/unix/af_unix.c).
+     * (net/unix/af_unix.c). That is rounded up to a jiffy, so a caller with no time left must not
+     * sleep: signals that come faster would end each sleep, and its wait never.
      */
-    if (timeout_ms >= 0) {
-        int at_least = timeout_ms > 0 ? timeout_ms : 1; /* zero would mean: no limit */
-        struct timeval limit = {.tv_sec = at_least / 1000, .tv_usec = at_least % 1000 * 1000};
+    if (timeout_ms > 0) {
+        struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
         if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) == -1)
             return -errno;
     }
     if (connect(sock, (const struct sockaddr *)&address, sizeof address) == -1)
         return errno == EAGAIN ? -ETIMEDOUT : -errno;
     struct timeval none = {0};
-    if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof none) == -1)
+    if (timeout_ms > 0 && setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof none) == -1)
+        return -errno;
+    if (timeout_ms == 0 && fcntl(sock, F_SETFL, 0) == -1)
         return -errno;
     return pz_steal(&sock);
 }

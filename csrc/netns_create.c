@@ -24,15 +24,19 @@ struct birth {
     int result; /* the fd, or -errno */
 };
 
-static int loopback_up(void)
+static int loopback_up(struct pz_failure *failure)
 {
     struct ifreq request = {.ifr_name = "lo"};
     PZ_SCOPED sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    if (sock == -1 || ioctl(sock, SIOCGIFFLAGS, &request) == -1)
-        return -errno;
+    if (sock == -1)
+        return pz_fail(failure, PZ_STEP_SOCKET, -1, errno);
+    if (ioctl(sock, SIOCGIFFLAGS, &request) == -1)
+        return pz_fail(failure, PZ_STEP_LOOPBACK, -1, errno);
     request.ifr_flags |= IFF_UP;
-    return ioctl(sock, SIOCSIFFLAGS, &request) == -1 ? -errno : 0;
+    if (ioctl(sock, SIOCSIFFLAGS, &request) == -1)
+        return pz_fail(failure, PZ_STEP_LOOPBACK, -1, errno);
+    return 0;
 }
 
 static void *be_born(void *argument)
@@ -43,11 +47,9 @@ static void *be_born(void *argument)
         birth->result = pz_fail(birth->failure, PZ_STEP_UNSHARE, -1, errno);
         return NULL;
     }
-    int rc = loopback_up();
-    if (rc < 0) {
-        birth->result = pz_fail(birth->failure, PZ_STEP_LOOPBACK, -1, -rc);
+    birth->result = loopback_up(birth->failure);
+    if (birth->result < 0)
         return NULL;
-    }
     birth->result = pz_netns_home();
     if (birth->result < 0)
         pz_fail(birth->failure, PZ_STEP_OPEN_HOME, -1, -birth->result);

@@ -133,13 +133,15 @@ int pz_listen(int netns_fd, int home_fd, const struct pz_listener *wanted, size_
     if (n == 0 || n > PZ_MAX_LISTENERS)
         return pz_fail(failure, PZ_STEP_ARGUMENT, -1, EINVAL);
     struct kind kinds[PZ_MAX_LISTENERS];
-    for (size_t i = 0; i < n; i++) {
+    struct errand errand = {netns_fd, kinds, n, out_fds, failure, 0};
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++) {
         if (wanted[i].family != 4 && wanted[i].family != 6)
-            return pz_fail(failure, PZ_STEP_ARGUMENT, (int)i, EAFNOSUPPORT);
+            rc = pz_fail(failure, PZ_STEP_ARGUMENT, (int)i, EAFNOSUPPORT);
         kinds[i] = kind_of(&wanted[i]);
     }
-    struct errand errand = {netns_fd, kinds, n, out_fds, failure, 0};
-    int rc = run_errand(&errand, home_fd);
+    if (rc == 0)
+        rc = run_errand(&errand, home_fd);
     if (rc == 0) {
         for (size_t i = 0; i < n && rc == 0; i++)
             rc = pz_make_listening(out_fds[i], &wanted[i], (int)i, failure);

@@ -7,9 +7,11 @@ soon somebody else's, so it must not be kept where it could be used.
 from __future__ import annotations
 
 import os
+from itertools import starmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import NoReturn, Protocol
 
@@ -68,10 +70,13 @@ class OwnedFd:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # unset where __init__ or take() was interrupted
-            what = repr(self)
-            self.close()
-            _warn(f"unclosed {what}", self)
+        try:
+            fd, self._fd = self._fd, -1
+        except AttributeError:  # __init__ or take() was interrupted
+            return
+        if fd >= 0:
+            os.close(fd)
+            _warn(f"unclosed <OwnedFd {fd}>", self)
 
     def __reduce__(self) -> NoReturn:
         """A copy would close the same number a second time, when it may be a stranger's."""
@@ -79,6 +84,33 @@ class OwnedFd:
 
     def __repr__(self) -> str:
         return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd closed>"
+
+
+def own(
+    call: Callable[..., int],
+    *arguments: object,
+    failed: Callable[[int], Exception] | None = None,
+) -> OwnedFd:
+    """``OwnedFd(call(*arguments))``, and no signal handler can come between the two.
+
+    Python runs the handler of a signal that came during a call right after it, before the result
+    is stored anywhere: if the handler raises, the descriptor is lost. What starmap() yields is in
+    the list by then.
+
+    :param call: a function of C, not of python: it returns a descriptor, or a negative errno.
+    :param failed: makes the exception of an errno, where ``call`` returns one.
+    """
+    made: list[int] = []
+    try:
+        made.extend(starmap(call, [arguments]))
+        if made[0] >= 0 or failed is None:
+            return take(made, 1)[0]
+    except BaseException:
+        for fd in made:
+            if fd >= 0:
+                os.close(fd)
+        raise
+    raise failed(-made[0])
 
 
 def take(fds: Array, count: int) -> list[OwnedFd]:

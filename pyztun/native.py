@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
         "or run python from another directory"
     ) from missing
 from pyztun.errors import NotANetns, SyscallError, explain
-from pyztun.fds import OwnedFd, take
+from pyztun.fds import OwnedFd, own, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,22 +52,31 @@ def _check(rc: int, syscall: str, subject: str) -> int:
     raise explain(-rc, syscall, subject)
 
 
+def _because(syscall: str, subject: str) -> Callable[[int], SyscallError]:
+    return lambda number: explain(number, syscall, subject)
+
+
 def _step(failure: CData) -> tuple[str, int]:
     return ffi.string(lib.pz_step_name(failure.step)).decode(), failure.index
 
 
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else monotonic() + timeout
+
+
+def _left(deadline: float | None) -> int:
+    """Milliseconds until a deadline for a native wait: rounded up, -1 for no deadline."""
+    if deadline is None:
+        return -1
+    return min(int(max(0.0, deadline - monotonic()) * 1000 + 0.999), 0x7FFFFFFF)
+
+
 def _wait(call: Callable[[int], int], timeout: float | None) -> int:
-    """Calls with milliseconds (-1: no limit) until the result is not -EINTR."""
-    if timeout is None:
-        while (rc := call(-1)) == -errno.EINTR:
-            pass
-        return rc
-    deadline = monotonic() + timeout
-    while True:
-        left = max(0.0, deadline - monotonic())
-        rc = call(min(int(left * 1000 + 0.999), 0x7FFFFFFF))
-        if rc != -errno.EINTR:
-            return rc
+    """Calls with the milliseconds that are left until the result is not -EINTR."""
+    deadline = _deadline(timeout)
+    while (rc := call(_left(deadline))) == -errno.EINTR:
+        pass
+    return rc
 
 
 # ---- messages with descriptors -----------------------------------------------------------------
@@ -146,10 +155,17 @@ def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) ->
     if "\0" in path:  # C would connect to what stands before it
         raise explain(errno.ENOENT, "connect", repr(path))
     encoded = path.encode("utf-8", "surrogateescape")
-    rc = _wait(lambda ms: lib.pz_unix_connect(encoded, kind, ms), timeout)
-    if rc < 0:
-        raise explain(-rc, "connect", path, _CONNECT_HINTS.get(-rc, ""))
-    return OwnedFd(rc)
+    deadline = _deadline(timeout)
+
+    def failed(number: int) -> SyscallError:
+        return explain(number, "connect", path, _CONNECT_HINTS.get(number, ""))
+
+    while True:
+        try:
+            return own(lib.pz_unix_connect, encoded, kind, _left(deadline), failed=failed)
+        except SyscallError as error:
+            if error.errno != errno.EINTR:
+                raise
 
 
 # ---- network namespaces ------------------------------------------------------------------------
@@ -197,7 +213,7 @@ def owner(fd: int, subject: str) -> int:
 
 def home() -> OwnedFd:
     """Opens the netns in which the calling thread is."""
-    return OwnedFd(_check(lib.pz_netns_home(), "open", "/proc/thread-self/ns/net"))
+    return own(lib.pz_netns_home, failed=_because("open", "/proc/thread-self/ns/net"))
 
 
 def prove_home(fd: int) -> None:
@@ -226,7 +242,7 @@ def socket_netns(sock: int, subject: str) -> OwnedFd:
 
     MissingCapability: it needs CAP_NET_ADMIN over that netns. SyscallError ENOTSOCK.
     """
-    return OwnedFd(_check(lib.pz_socket_netns(sock), "ioctl(SIOCGSKNS)", subject))
+    return own(lib.pz_socket_netns, sock, failed=_because("ioctl(SIOCGSKNS)", subject))
 
 
 def copy_descriptor(pidfd: int, fd: int, subject: str) -> OwnedFd:
@@ -234,7 +250,7 @@ def copy_descriptor(pidfd: int, fd: int, subject: str) -> OwnedFd:
 
     MissingCapability: it needs CAP_SYS_PTRACE over the process. SyscallError EBADF, ESRCH: gone.
     """
-    return OwnedFd(_check(lib.pz_pidfd_getfd(pidfd, fd), "pidfd_getfd", subject))
+    return own(lib.pz_pidfd_getfd, pidfd, fd, failed=_because("pidfd_getfd", subject))
 
 
 def make_socket(netns_fd: int, family: int, kind: int, protocol: int, subject: str) -> OwnedFd:
@@ -243,10 +259,16 @@ def make_socket(netns_fd: int, family: int, kind: int, protocol: int, subject: s
     UnsupportedFamily, MissingCapability, SyscallError.
     """
     failure = ffi.new("struct pz_failure *")
-    rc = lib.pz_socket(netns_fd, -1, family, kind, protocol, failure)
-    if rc < 0:
-        raise explain(-rc, _step(failure)[0], subject)
-    return OwnedFd(rc)
+    return own(
+        lib.pz_socket,
+        netns_fd,
+        -1,
+        family,
+        kind,
+        protocol,
+        failure,
+        failed=lambda number: explain(number, _step(failure)[0], subject),
+    )
 
 
 class ListenerSpec:
@@ -369,10 +391,11 @@ class ListenPlan:
 def create_netns() -> OwnedFd:
     """A fresh netns with loopback up; the calling thread does not move. MissingCapability."""
     failure = ffi.new("struct pz_failure *")
-    rc = lib.pz_netns_create(failure)
-    if rc < 0:
-        raise explain(-rc, _step(failure)[0], "new netns")
-    return OwnedFd(rc)
+    return own(
+        lib.pz_netns_create,
+        failure,
+        failed=lambda number: explain(number, _step(failure)[0], "new netns"),
+    )
 
 
 def pin_netns(fd: int, directory: str, path: str) -> None:

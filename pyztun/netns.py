@@ -13,7 +13,7 @@ from _thread import RLock
 
 from pyztun import native
 from pyztun.errors import MissingCapability, NetnsClosed, NetnsGone, explain
-from pyztun.fds import OwnedFd
+from pyztun.fds import OwnedFd, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class NetNs:
         """
         if isinstance(netns, NetNs):
             with netns._lease() as fd:
-                return cls(OwnedFd(os.dup(fd)), netns.reference)
+                return cls(_duplicate(fd, netns.reference), netns.reference)
         if isinstance(netns, bool):
             raise TypeError("a netns is a NetNs, a path, a name, 'pid:N', 'fd:N' or an fd")
         if isinstance(netns, int):
@@ -132,7 +132,7 @@ class NetNs:
         path = os.fsdecode(path)
         reference = path if reference is None else reference
         try:
-            fd = OwnedFd(os.open(path, _OPEN))
+            fd = own(os.open, path, _OPEN)
         except ValueError as error:  # a NUL byte
             raise NetnsGone(errno.ENOENT, f"{reference!r}: no such netns") from error
         except OSError as error:
@@ -156,13 +156,7 @@ class NetNs:
     @classmethod
     def from_fd(cls, fd: int) -> NetNs:
         """Takes a duplicate of ``fd``, which stays the caller's."""
-        try:
-            own = OwnedFd(os.dup(fd))
-        except OverflowError as error:
-            raise _cannot_open(errno.EBADF, f"fd:{fd}") from error
-        except OSError as error:
-            raise _cannot_open(error.errno or errno.EIO, f"fd:{fd}") from error
-        return cls(own, f"fd:{fd}")
+        return cls(_duplicate(fd, f"fd:{fd}"), f"fd:{fd}")
 
     @classmethod
     def current(cls) -> NetNs:
@@ -462,6 +456,15 @@ def _plain_type(kind: int) -> int:
 def _is_name(text: str) -> bool:
     """Whether the text can be the name of a file below NAMES."""
     return text not in ("", ".", "..") and not set(text) & {"/", "\0"}
+
+
+def _duplicate(fd: int, reference: str) -> OwnedFd:
+    try:
+        return own(os.dup, fd)
+    except OverflowError as error:
+        raise _cannot_open(errno.EBADF, reference) from error
+    except OSError as error:
+        raise _cannot_open(error.errno or errno.EIO, reference) from error
 
 
 def _cannot_open(number: int, reference: str) -> Exception:

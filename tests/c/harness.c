@@ -147,6 +147,21 @@ static void compare(const struct state *before, const struct state *after)
                 before->fds[after->nfds].target);
 }
 
+static struct state remembered;
+
+void remember_state(void)
+{
+    observe(&remembered);
+}
+
+void expect_state(void)
+{
+    static struct state now;
+
+    observe(&now);
+    compare(&remembered, &now);
+}
+
 /* ---- the run ---- */
 
 static _Noreturn void run_here(const struct test *test)

@@ -23,10 +23,7 @@ struct test {
     void (*run)(void);
 };
 
-#define TEST(function)      \
-    {                       \
-#function, function \
-    }
+#define TEST(function) {#function, function}
 
 /* For main(): runs every test, prints a line for each and a sum. */
 int run_tests(const char *subject, const struct test *tests, size_t n);
@@ -60,6 +57,10 @@ void need_other_user(void);
 
 /* Gives up root for a uid without any capability. */
 void become_nobody(void);
+
+/* What a whole test must leave as it was, for a part of one: the descriptors and the netns. */
+void remember_state(void);
+void expect_state(void);
 
 /* Runs BODY(ARGUMENT) in a thread that is not the main one, to the end. */
 void in_worker(void (*body)(void *), void *argument);

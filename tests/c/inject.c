@@ -26,6 +26,13 @@ static struct {
     _Atomic(void (*)(void)) hook;
 } armed[CALLS];
 
+static _Atomic(bool (*)(enum call, const void *, int *)) judge;
+
+void at_every_call(bool (*fails)(enum call, const void *, int *))
+{
+    atomic_store(&judge, fails);
+}
+
 void at_call(enum call call, void (*hook)(void))
 {
     atomic_store(&armed[call].hook, hook);
@@ -50,31 +57,37 @@ int calls_of(enum call call)
     return atomic_load(&armed[call].calls);
 }
 
-static bool fails(enum call call)
+static bool fails(enum call call, const void *back)
 {
-    int now = atomic_fetch_add(&armed[call].calls, 1) + 1;
+    int now = atomic_fetch_add(&armed[call].calls, 1) + 1, error = 0;
     void (*hook)(void) = atomic_load(&armed[call].hook);
+    bool (*asked)(enum call, const void *, int *) = atomic_load(&judge);
 
     if (hook != NULL)
         hook();
+    if (asked != NULL && asked(call, back, &error)) {
+        errno = error;
+        return true;
+    }
     if (now != atomic_load(&armed[call].nth))
         return false;
     errno = atomic_load(&armed[call].error);
     return true;
 }
 
+#define FAILS(call) fails(call, __builtin_return_address(0))
+
 #define WRAP(call, type, name, parameters, failed, ...)             \
     type __real_##name parameters;                                  \
     type __wrap_##name parameters;                                  \
     type __wrap_##name parameters                                   \
     {                                                               \
-        return fails(call) ? (failed) : __real_##name(__VA_ARGS__); \
+        return FAILS(call) ? (failed) : __real_##name(__VA_ARGS__); \
     }
 
 WRAP(CALL_ACCEPT4, int, accept4, (int s, struct sockaddr *a, socklen_t *n, int f), -1, s, a, n, f)
 WRAP(CALL_BIND, int, bind, (int s, const struct sockaddr *a, socklen_t n), -1, s, a, n)
 WRAP(CALL_CALLOC, void *, calloc, (size_t n, size_t size), NULL, n, size)
-WRAP(CALL_CLOSE, int, close, (int fd), -1, fd)
 WRAP(CALL_CONNECT, int, connect, (int s, const struct sockaddr *a, socklen_t n), -1, s, a, n)
 WRAP(CALL_EPOLL_CREATE1, int, epoll_create1, (int flags), -1, flags)
 WRAP(CALL_EPOLL_CTL, int, epoll_ctl, (int e, int op, int fd, struct epoll_event *v), -1, e, op, fd,
@@ -106,10 +119,24 @@ WRAP(CALL_SOCKET, int, socket, (int family, int type, int protocol), -1, family,
 WRAP(CALL_STATX, int, statx, (int d, const char *p, int f, unsigned m, struct statx *s), -1, d, p,
      f, m, s)
 WRAP(CALL_UMOUNT2, int, umount2, (const char *path, int flags), -1, path, flags)
+WRAP(CALL_UNLINK, int, unlink, (const char *path), -1, path)
 WRAP(CALL_UNSHARE, int, unshare, (int kinds), -1, kinds)
+WRAP(CALL_WRITE, ssize_t, write, (int fd, const void *from, size_t n), -1, fd, from, n)
 WRAP(CALL_PTHREAD_CREATE, int, pthread_create,
      (pthread_t * thread, const pthread_attr_t *attributes, void *(*body)(void *), void *argument),
      errno, thread, attributes, body, argument)
+
+int __real_close(int fd);
+int __wrap_close(int fd);
+int __wrap_close(int fd)
+{
+    if (!FAILS(CALL_CLOSE))
+        return __real_close(fd);
+    int error = errno;
+    __real_close(fd);
+    errno = error;
+    return -1;
+}
 
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
@@ -123,7 +150,7 @@ int __wrap_open(const char *path, int flags, ...)
         mode = va_arg(rest, mode_t);
         va_end(rest);
     }
-    return fails(CALL_OPEN) ? -1 : __real_open(path, flags, mode);
+    return FAILS(CALL_OPEN) ? -1 : __real_open(path, flags, mode);
 }
 
 int __real_fcntl(int fd, int command, ...);
@@ -138,7 +165,7 @@ int __wrap_fcntl(int fd, int command, ...)
         argument = va_arg(rest, int);
         va_end(rest);
     }
-    return fails(CALL_FCNTL) ? -1 : __real_fcntl(fd, command, argument);
+    return FAILS(CALL_FCNTL) ? -1 : __real_fcntl(fd, command, argument);
 }
 
 /* Where a command takes no argument, whatever is in the register goes on to the kernel, unread. */
@@ -151,5 +178,43 @@ int __wrap_ioctl(int fd, unsigned long command, ...)
     va_start(rest, command);
     void *argument = va_arg(rest, void *);
     va_end(rest);
-    return fails(CALL_IOCTL) ? -1 : __real_ioctl(fd, command, argument);
+    return FAILS(CALL_IOCTL) ? -1 : __real_ioctl(fd, command, argument);
+}
+
+/* Three arguments are what the core uses; where it gives fewer the kernel reads none. */
+long __real_syscall(long number, ...);
+long __wrap_syscall(long number, ...);
+long __wrap_syscall(long number, ...)
+{
+    va_list rest;
+
+    va_start(rest, number);
+    long first = va_arg(rest, long), second = va_arg(rest, long), third = va_arg(rest, long);
+    va_end(rest);
+    return FAILS(CALL_SYSCALL) ? -1 : __real_syscall(number, first, second, third);
+}
+
+static const char *const NAMES[CALLS] = {
+    [CALL_ACCEPT4] = "accept4",     [CALL_BIND] = "bind",
+    [CALL_CALLOC] = "calloc",       [CALL_CLOSE] = "close",
+    [CALL_CONNECT] = "connect",     [CALL_EPOLL_CREATE1] = "epoll_create1",
+    [CALL_EPOLL_CTL] = "epoll_ctl", [CALL_EPOLL_WAIT] = "epoll_wait",
+    [CALL_FCNTL] = "fcntl",         [CALL_FSTAT] = "fstat",
+    [CALL_FSTATFS] = "fstatfs",     [CALL_GETSOCKOPT] = "getsockopt",
+    [CALL_IOCTL] = "ioctl",         [CALL_LISTEN] = "listen",
+    [CALL_MALLOC] = "malloc",       [CALL_MKDIR] = "mkdir",
+    [CALL_MOUNT] = "mount",         [CALL_OPEN] = "open",
+    [CALL_POLL] = "poll",           [CALL_PTHREAD_CREATE] = "pthread_create",
+    [CALL_RECV] = "recv",           [CALL_RECVMSG] = "recvmsg",
+    [CALL_SEND] = "send",           [CALL_SENDMSG] = "sendmsg",
+    [CALL_SETNS] = "setns",         [CALL_SETSOCKOPT] = "setsockopt",
+    [CALL_SHUTDOWN] = "shutdown",   [CALL_SOCKET] = "socket",
+    [CALL_STATX] = "statx",         [CALL_SYSCALL] = "syscall",
+    [CALL_UMOUNT2] = "umount2",     [CALL_UNLINK] = "unlink",
+    [CALL_UNSHARE] = "unshare",     [CALL_WRITE] = "write",
+};
+
+const char *call_name(enum call call)
+{
+    return NAMES[call];
 }

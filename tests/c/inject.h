@@ -3,10 +3,13 @@
  *
  * Theory of operation: the linker's --wrap=NAME sends every call of NAME from our objects to
  * __wrap_NAME, which counts and either fails or calls the real one. Calls inside libc are not
- * touched. The list of names for the linker is in the Makefile.
+ * touched. The list of names for the linker is in the Makefile. A close() that fails has closed
+ * all the same, as Linux does.
  */
 #ifndef INJECT_H
 #define INJECT_H
+
+#include <stdbool.h>
 
 enum call {
     CALL_ACCEPT4,
@@ -38,8 +41,11 @@ enum call {
     CALL_SHUTDOWN,
     CALL_SOCKET,
     CALL_STATX,
+    CALL_SYSCALL,
     CALL_UMOUNT2,
+    CALL_UNLINK,
     CALL_UNSHARE,
+    CALL_WRITE,
     CALLS
 };
 
@@ -49,6 +55,13 @@ void inject(enum call call, int nth, int error);
 
 /* From now on HOOK runs before each call of CALL, in the thread that makes it. NULL: no more. */
 void at_call(enum call call, void (*hook)(void));
+
+/* From now on FAILS is asked about every call, with the address to which it returns; true: it fails
+ * with *ERROR. NULL: no more. */
+void at_every_call(bool (*fails)(enum call call, const void *back, int *error));
+
+/* The libc function, such as "accept4". */
+const char *call_name(enum call call);
 
 /* Nothing fails any more; counts from 0. */
 void inject_nothing(void);

@@ -2,7 +2,7 @@
  * test_netns.c: which netns is this, whose is it, where is home.
  *
  * Theory of operation: every kind of descriptor that a stranger could send is inspected. The cookie
- * is asked by every way there is and must come out the same. Visits are in test_netns_visit.c.
+ * is asked by every way there is and must come out the same. Visits are in test_visit.c.
  */
 #include "internal.h"
 

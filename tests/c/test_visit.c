@@ -12,6 +12,7 @@
 #include "inject.h"
 #include "support.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -246,6 +247,63 @@ static void everything_else_happens_at_home(void)
     close(it.pod);
 }
 
+/* ---- a fork meanwhile ---- */
+
+static int left[2], may_return[2];
+
+static void tell_and_wait(void)
+{
+    char byte = 'x';
+
+    expect_away();
+    CHECK_EQ(write(left[1], &byte, 1), 1);
+    CHECK_EQ(read(may_return[0], &byte, 1), 1);
+}
+
+static void *listen_in_thread(void *argument)
+{
+    listen_once(argument);
+    return NULL;
+}
+
+/* The child has one thread, a copy of the one that forked, and can go to the pod itself. */
+static void expect_home_and_listen(void *argument)
+{
+    struct listening *it = argument;
+
+    at_call(CALL_SOCKET, NULL);
+    expect_home();
+    CHECK_EQ(netns_of_main(), home_inode);
+    listen_once(it);
+    CHECK_EQ(it->result, 0);
+}
+
+static void a_fork_during_a_visit_is_at_home(void)
+{
+    pthread_t traveller;
+    char byte = 'x';
+
+    need_namespaces();
+    struct listening it = {.pod = new_pod(), .home = -1}, of_child = it;
+#ifdef __SANITIZE_THREAD__
+    of_child.home = home_fd(); /* TSan cannot make a helper thread after such a fork */
+#endif
+    home_inode = netns_here();
+    CHECK_EQ(pipe2(left, O_CLOEXEC), 0);
+    CHECK_EQ(pipe2(may_return, O_CLOEXEC), 0);
+    at_call(CALL_SOCKET, tell_and_wait);
+    CHECK_EQ(pthread_create(&traveller, NULL, listen_in_thread, &it), 0);
+    CHECK_EQ(read(left[0], &byte, 1), 1);
+    CHECK_EQ(in_child(expect_home_and_listen, &of_child, NULL, 0), 0);
+    CHECK_EQ(write(may_return[1], &byte, 1), 1);
+    CHECK_EQ(pthread_join(traveller, NULL), 0);
+    at_call(CALL_SOCKET, NULL);
+    CHECK_EQ(it.result, 0);
+    pz_close_all((int[]){left[0], left[1], may_return[0], may_return[1], it.pod}, 5);
+    if (of_child.home >= 0)
+        close(of_child.home);
+}
+
 /* ---- without the right ---- */
 
 static void listen_as_nobody(void *argument)
@@ -461,6 +519,7 @@ int main(void)
         TEST(threads_do_not_disturb_each_other),
         TEST(signals_stay_with_the_caller),
         TEST(everything_else_happens_at_home),
+        TEST(a_fork_during_a_visit_is_at_home),
         TEST(nobody_may_not_go),
         TEST(who_cannot_come_home_does_not_leave),
         TEST(who_cannot_come_home_aborts),

@@ -1,0 +1,135 @@
+/*
+ * test_faults.c: each libc call of the core fails once, and nothing is lost by it.
+ *
+ * Theory of operation: the scenarios are in faults_*.c, the engine in sweep.c. The rules say what a
+ * failure comes to where that is not simply the caller's error. What no scenario made fail is
+ * looked for at the end, in a list that is taken from the compiled core: a new syscall without a
+ * scenario is named there.
+ */
+#include "faults.h"
+
+#include "harness.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mount.h>
+
+static const struct rule RULES[] = {
+    {NULL, NULL, "close", 0, SERVES, 0, NULL, "Linux has released the number, whatever it says"},
+    {NULL, NULL, "open", EINTR, SERVES, 0, NULL, "asked again"},
+    {NULL, NULL, "sendmsg", EINTR, SERVES, 0, NULL, "asked again"},
+    {NULL, NULL, "sendmsg", EAGAIN, SERVES, 0, NULL, "waits for room"},
+    {NULL, NULL, "recvmsg", EINTR, SERVES, 0, NULL, "asked again"},
+    {NULL, NULL, "recvmsg", EAGAIN, SERVES, 0, NULL, "waits for a message"},
+    {NULL, "visit", "syscall", 0, SERVES, 0, NULL, "gettid() cannot fail; what if it did"},
+    {"send without room", NULL, "sendmsg", 0, EITHER, 0, NULL, "it is asked twice or more"},
+    {NULL, "fdpass", "connect", EAGAIN, BECOMES, ETIMEDOUT, NULL, "the backlog stayed full"},
+    {"new receiver", "closer", "pthread_create", 0, FAILS, 0, NULL, "no closer, no receiver"},
+    {"cookie", "netns", "ioctl", 0, SERVES, 0, NULL, "a socket in the netns tells it too"},
+    {"cookie, old kernel", "netns", "ioctl", 0, SERVES, 0, NULL, "it has failed anyway"},
+    {"cookie, old kernel, worker", "netns", "ioctl", 0, SERVES, 0, NULL, "it has failed anyway"},
+    {"inspect", "netns", "ioctl", 0, EITHER, 0, NULL, "the kind must be told, the cookie may"},
+    {"pin", "netns_create", "mkdir", EEXIST, BECOMES, ENOENT, NULL, "the mount fails, then"},
+    {"pin that fails", "netns_create", "unlink", 0, SERVES, 0, NULL, "the first error is told"},
+    {"pin that fails", "netns_create", "mkdir", EEXIST, BECOMES, ENOENT, NULL, "likewise"},
+    {"take", "handoff", NULL, 0, SERVES, 0, NULL, "a peer that has gone is no error"},
+    {"take, old kernel", "handoff", NULL, 0, SERVES, 0, NULL, "a peer that has gone is no error"},
+    {"take, old kernel", "netns", "getsockopt", 0, SERVES, 0, NULL, "the inode is the number"},
+    {0},
+};
+
+static const struct exempt EXEMPT[] = {
+    {"visit", "write", "the last words before abort(): test_visit closes stderr for it"},
+    {"visit", "syscall", "gettid() cannot fail"},
+    {NULL, "abort", "does not return"},
+    {NULL, "clock_gettime", "cannot fail with a clock that exists and an address of ours"},
+    {NULL, "close", "failing changes nothing, and the compiler makes many of one"},
+    {NULL, "free", "no syscall that could fail"},
+    {NULL, "geteuid", "cannot fail"},
+    {NULL, "getpid", "cannot fail"},
+    {NULL, "memcpy", "no syscall"},
+    {NULL, "memset", "no syscall"},
+    {NULL, "snprintf", "no syscall: into an array"},
+    {NULL, "strlen", "no syscall"},
+    {NULL, "sigfillset", "no syscall"},
+    {NULL, "pthread_cond_destroy", "always 0 in glibc"},
+    {NULL, "pthread_cond_init", "always 0 in glibc"},
+    {NULL, "pthread_cond_signal", "always 0 in glibc"},
+    {NULL, "pthread_cond_timedwait", "ETIMEDOUT alone, which ends the wait"},
+    {NULL, "pthread_cond_wait", "fails for a mutex that is not held, our own mistake"},
+    {NULL, "pthread_condattr_destroy", "always 0 in glibc"},
+    {NULL, "pthread_condattr_init", "always 0 in glibc"},
+    {NULL, "pthread_condattr_setclock", "fails for a clock that does not exist"},
+    {NULL, "pthread_detach", "fails for a thread that is none, our own mistake"},
+    {NULL, "pthread_join", "fails for a thread that is none, our own mistake"},
+    {NULL, "pthread_mutex_destroy", "fails for a mutex that is held, our own mistake"},
+    {NULL, "pthread_mutex_init", "always 0 in glibc"},
+    {NULL, "pthread_mutex_lock", "fails for a kind of mutex that we have not"},
+    {NULL, "pthread_mutex_unlock", "fails for a kind of mutex that we have not"},
+    {NULL, "pthread_sigmask", "fails for a how that does not exist"},
+};
+
+static void own_mounts(void)
+{
+    need_namespaces();
+    CHECK_EQ(unshare(CLONE_NEWNS), 0);
+    CHECK_EQ(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+}
+
+static void sweep_all(struct scenarios scenarios)
+{
+    for (size_t i = 0; i < scenarios.n; i++)
+        sweep(&scenarios.all[i], RULES);
+}
+
+static void sweep_tables(struct scenarios scenarios)
+{
+    for (size_t i = 0; i < scenarios.n; i++)
+        if (scenarios.all[i].opens)
+            sweep_fd_table(&scenarios.all[i]);
+}
+
+static void each_call_of_messages(void)
+{
+    sweep_all(message_scenarios());
+}
+
+static void each_call_of_netns(void)
+{
+    own_mounts();
+    sweep_all(netns_scenarios());
+}
+
+static void each_call_of_services(void)
+{
+    need_namespaces();
+    sweep_all(service_scenarios());
+}
+
+static void a_full_fd_table(void)
+{
+    own_mounts();
+    sweep_tables(message_scenarios());
+    sweep_tables(netns_scenarios());
+    sweep_tables(service_scenarios());
+}
+
+/* The last one: it looks at what the others did. */
+static void nothing_is_left_out(void)
+{
+    if (getenv("PYZTUN_CTEST") != NULL)
+        skip("only some of the sweeps ran (PYZTUN_CTEST)");
+    expect_all_swept(EXEMPT, COUNT(EXEMPT));
+}
+
+int main(void)
+{
+    static const struct test tests[] = {
+        TEST(each_call_of_messages), TEST(each_call_of_netns),  TEST(each_call_of_services),
+        TEST(a_full_fd_table),       TEST(nothing_is_left_out),
+    };
+
+    start_sweeps();
+    return run_tests("faults", tests, COUNT(tests));
+}
