@@ -347,13 +347,12 @@ class ListenPlan:
         failure = ffi.new("struct pz_failure *")
         try:
             rc = lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, fds, failure)
-            made = list(fds)
+            if rc >= 0:
+                return list(fds)
         except BaseException:  # a signal handler may raise as soon as C is back
             _close_all(fds, self._size)
             raise
-        if rc < 0:
-            raise self._explain(-rc, failure, subject)
-        return made
+        raise self._explain(-rc, failure, subject)
 
     def taker(
         self, handoff: CData, request: CData, home_fd: int, ready: bytes
