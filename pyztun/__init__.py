@@ -1,5 +1,7 @@
 """pyztun: sockets in another network namespace, without being there; and passing its descriptor.
 
+Begin with help(pyztun.NetNs) and docs/library.md.
+
 The names below load on first use: every command imports this package, and the one-shot sender must
 start nearly as fast as bare python.
 """
@@ -25,13 +27,16 @@ if TYPE_CHECKING:
     )
     from pyztun.fds import OwnedFd
     from pyztun.netns import NetNs
-    from pyztun.sockets import listen, socket_netns
+    from pyztun.sockets import connect, listen, socket_netns
+    from pyztun.types import Address, Descriptor, Reference
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Address": "types",
     "AddressInUse": "errors",
     "Channel": "channel",
+    "Descriptor": "types",
     "MissingCapability": "errors",
     "NetNs": "netns",
     "NetnsClosed": "errors",
@@ -42,9 +47,11 @@ _HOME = {
     "PeerClosed": "errors",
     "ProtocolError": "errors",
     "PyztunError": "errors",
+    "Reference": "types",
     "Server": "aio",
     "SyscallError": "errors",
     "UnsupportedFamily": "errors",
+    "connect": "sockets",
     "listen": "sockets",
     "open_connection": "aio",
     "recv_fds": "channel",
@@ -54,8 +61,10 @@ _HOME = {
 }
 
 __all__ = [
+    "Address",
     "AddressInUse",
     "Channel",
+    "Descriptor",
     "MissingCapability",
     "NetNs",
     "NetnsClosed",
@@ -66,10 +75,12 @@ __all__ = [
     "PeerClosed",
     "ProtocolError",
     "PyztunError",
+    "Reference",
     "Server",
     "SyscallError",
     "UnsupportedFamily",
     "__version__",
+    "connect",
     "listen",
     "open_connection",
     "recv_fds",
@@ -79,15 +90,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Loads a public name from the module that defines it (PEP 562)."""
-    module = _HOME.get(name)
-    if module is None:
-        raise AttributeError(f"module 'pyztun' has no attribute {name!r}")
-    # importlib costs more than the module that is asked for; __import__ is already there.
-    value = getattr(__import__(f"pyztun.{module}", fromlist=[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw it would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Loads a public name from the module that defines it (PEP 562)."""
+        module = _HOME.get(name)
+        if module is None:
+            raise AttributeError(f"module 'pyztun' has no attribute {name!r}")
+        # importlib costs more than the module that is asked for; __import__ is already there.
+        value = getattr(__import__(f"pyztun.{module}", fromlist=[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

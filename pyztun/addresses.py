@@ -16,15 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    Address = tuple[str, int] | tuple[str, int, int, int]
-    """(host, port), or the four fields of an IPv6 socket address; host is text."""
-
-    Resolved = tuple[int, Address]
-    """An address family and an address whose host is an IP literal."""
+    from pyztun.types import Address, Resolved
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 MAX_DIGITS = 10
-MAX_MARK = 2**32 - 1
+MAX_MARK = MAX_SCOPE = 2**32 - 1
+MAX_BACKLOG = 2**31 - 1
 
 
 def listener_spec(
@@ -49,6 +46,8 @@ def listen_plan(
     addresses: Iterable[Address], *, backlog: int, flags: int, mark: int
 ) -> native.ListenPlan:
     """What NetNs.listen() is asked for. ValueError for anything that is no (IP literal, port)."""
+    if not -1 <= backlog <= MAX_BACKLOG:
+        raise ValueError(f"backlog {backlog} is not in -1..{MAX_BACKLOG}")
     return _plan(tuple(map(checked, addresses)), backlog, flags, checked_mark(mark))
 
 
@@ -70,11 +69,13 @@ def _plan(addresses: tuple[Address, ...], backlog: int, flags: int, mark: int) -
 def checked(address: Address) -> Address:
     """The address, if it has the form of one."""
     if not isinstance(address, tuple) or len(address) not in (2, 4):
-        raise ValueError(f"{address!r} is not a (host, port) pair")
+        raise ValueError(f"{address!r} is not a (host, port) pair, such as ('127.0.0.1', 80)")
     if not isinstance(address[0], str) or not isinstance(address[1], int):
         raise TypeError(f"{address!r}: host is a str, port an int")
     if not 0 <= address[1] <= native.MAX_PORT:
         raise ValueError(f"port {address[1]} is not in 0..{native.MAX_PORT}")
+    if not 0 <= _scope(address) <= MAX_SCOPE:
+        raise ValueError(f"scope {_scope(address)} is not the number of an interface")
     return address
 
 
@@ -95,9 +96,7 @@ def literal(address: Address) -> Resolved | None:
     parsed = _parse(checked(address)[0])
     if parsed is None:
         if "%" in address[0]:
-            raise ValueError(
-                f"{address[0]!r}: the scope of an IPv6 literal is an interface's number"
-            )
+            raise ValueError(f"{address[0]!r} is not an IP address ({_why_not(address[0])})")
         return None
     family, _, scope = parsed
     host = address[0].partition("%")[0]
@@ -143,6 +142,14 @@ def shown(address: Address) -> str:
     """``10.0.0.1:80`` or ``[fd00::1]:80``."""
     host = address[0]
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+
+
+def _why_not(host: str) -> str:
+    if host == "":
+        return "'0.0.0.0' and '::' are all interfaces"
+    if "%" in host:
+        return "behind % stands the number of an interface in the pod"
+    return "a name is resolved by the caller, at home"
 
 
 def _parse(host: str) -> tuple[int, bytes, int] | None:

@@ -17,17 +17,22 @@ from pyztun.netns import NetNs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from types import TracebackType
+    from typing import TypedDict
 
     from typing_extensions import Unpack
 
-    from pyztun.addresses import Address, Resolved
-    from pyztun.netns import ListenOptions, Reference
+    from pyztun.types import Address, ListenOptions, Reference, Resolved
 
     class ServerOptions(ListenOptions, total=False):
         """The keyword arguments that start_server() hands on."""
 
         ssl: Any
+        ssl_handshake_timeout: float | None
+        ssl_shutdown_timeout: float | None
+
+    class ClientOptions(TypedDict, total=False):
+        """The keyword arguments that open_connection() hands on."""
+
         ssl_handshake_timeout: float | None
         ssl_shutdown_timeout: float | None
 
@@ -42,7 +47,7 @@ TLS = ("ssl", "ssl_handshake_timeout", "ssl_shutdown_timeout")
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 (what None means to asyncio.start_server)
 
 
-class Server:
+class Server(asyncio.AbstractServer):
     """Several asyncio servers as one: what start_server() on a name with several addresses makes.
 
     The methods are those of asyncio.Server. Belongs to the event loop that made it.
@@ -99,12 +104,7 @@ class Server:
     async def __aenter__(self) -> Server:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
         await self.wait_closed()
 
@@ -129,7 +129,7 @@ async def start_server(
     :param port: None or 0 lets the kernel choose, for each address another.
     :param netns: a NetNs, a path, a name, ``pid:N``, ``fd:N`` or an fd; borrowed.
     :param options: those of :meth:`NetNs.listen` (backlog 100), and ssl, ssl_handshake_timeout and
-        ssl_shutdown_timeout of asyncio.
+        (Python 3.11) ssl_shutdown_timeout of asyncio.
     :returns: one object for all addresses, to be closed by the caller. All or none are listened on.
     :raises MissingCapability, NetnsGone, AddressInUse, SyscallError, socket.gaierror:
     """
@@ -173,7 +173,7 @@ async def open_connection(
     mark: int = 0,
     ssl: Any = None,
     server_hostname: str | None = None,
-    **tls: Any,
+    **options: Unpack[ClientOptions],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """asyncio.open_connection() out of another netns.
 
@@ -182,16 +182,22 @@ async def open_connection(
     :param netns: a NetNs, a path, a name, ``pid:N``, ``fd:N`` or an fd; borrowed.
     :param local_addr: (IP literal, port) to connect from.
     :param mark: SO_MARK, set before the connection; 0 for none.
-    :param tls: ssl_handshake_timeout and the like, as for asyncio. The host is the name that a
-        certificate is checked against, unless ``server_hostname`` says another.
+    :param ssl: an SSLContext or True, as for asyncio. The host is the name that a certificate is
+        checked against, unless ``server_hostname`` says another.
+    :param options: ssl_handshake_timeout and (Python 3.11) ssl_shutdown_timeout.
     :raises SyscallError: of the last address; also of the built-in class of its errno.
         MissingCapability, NetnsGone, socket.gaierror.
     """
+    tls: dict[str, Any] = dict(options)
+    if unknown := tls.keys() - set(TLS):
+        raise TypeError(f"open_connection() has no argument {min(unknown)!r}")
+    if server_hostname is not None and not ssl:
+        raise ValueError("server_hostname is only meaningful with ssl")
     with NetNs.of(netns) as pod:
         dialer = Dialer(pod.socket, pod.shown, local_addr, mark)
         targets = dialer.targets(await _resolve(host, port))
         sock = await _connect_to_one(dialer, targets)
-    if ssl is not None:
+    if ssl:
         tls["ssl"] = ssl
         tls["server_hostname"] = host if server_hostname is None else server_hostname
     try:

@@ -13,21 +13,16 @@ from time import monotonic
 
 from pyztun import native
 from pyztun.errors import PeerClosed, ProtocolError, SyscallError, explain
-from pyztun.fds import OwnedFd
+from pyztun.fds import OwnedFd, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
-    from typing import Protocol, TypeAlias
 
-    class HasFileno(Protocol):
-        def fileno(self) -> int: ...
+    from pyztun.types import Descriptor
 
-    Descriptor: TypeAlias = "int | HasFileno"
-    """The number of an fd, or an object that has one: a socket, a file, an OwnedFd, a NetNs."""
-
-OF_THE_SOCKET = -1.0
+OF_THE_SOCKET = float("-inf")
 """A timeout that means: as long as the socket object itself would wait."""
 
 
@@ -126,7 +121,7 @@ class Channel:
 
 def send_fds(
     sock: Descriptor,
-    data: bytes,
+    data: bytes | bytearray | memoryview,
     fds: Iterable[Descriptor] = (),
     timeout: float | None = OF_THE_SOCKET,
 ) -> None:
@@ -134,19 +129,33 @@ def send_fds(
 
     :param sock: a connected Unix socket, stream or seqpacket; borrowed.
     :param data: at least one byte: a message without one carries no descriptors.
-    :param fds: 0..250 descriptors; borrowed, the peer gets duplicates.
-    :param timeout: seconds to wait for room; None waits for ever, 0 not at all. By default what
-        sock.gettimeout() says, None where there is no such method.
+    :param fds: 0..250 descriptors; borrowed, the peer gets duplicates. They may be closed while
+        this waits.
+    :param timeout: seconds to wait for room, for all of it; None waits for ever, 0 not at all. By
+        default what sock.gettimeout() says, None where there is no such method.
     :raises SyscallError: EPIPE, ECONNRESET, ETIMEDOUT, EAGAIN (timeout 0), E2BIG, EBADF, EMSGSIZE,
         ETOOMANYREFS; each also of the built-in class of its errno. After a timeout a part of a
         stream may have been sent. One thread at a time, as for any writer of a stream.
     """
-    numbers = [_number(fd) for fd in fds]
+    if len(data) == 0:
+        raise ValueError("a message that carries descriptors has at least one byte")
+    if hasattr(fds, "fileno"):
+        raise TypeError(f"fds is a list of descriptors: [{fds!r}]")
     limit = _timeout_of(sock, timeout)
+    number = _number(sock)
+    # Whoever owns an object may close it while we wait for room, and its number be reused.
+    held: list[OwnedFd] = []
     try:
-        native.send(_number(sock), data, numbers, limit, "socket")
+        for each in fds:
+            held.append(_held(each))
+        if held:
+            _must_be_unix(sock, number)
+        native.send(number, data, [fd.fileno() for fd in held], limit, f"socket fd {number}")
     except SyscallError as error:
-        raise _not_now(error, limit, "sendmsg") from None
+        raise _not_now(error, limit, "sendmsg", number) from None
+    finally:
+        for fd in held:
+            fd.close()
 
 
 def recv_fds(
@@ -172,26 +181,60 @@ def recv_fds(
     """
     if size < 1:
         raise ValueError("size is at least 1")
+    if max_fds < 0:
+        raise ValueError(f"max_fds {max_fds} is not in 0..{native.MAX_FDS}")
     limit = _timeout_of(sock, timeout)
+    number = _number(sock)
     try:
-        return native.receive(_number(sock), size, max_fds, limit, "socket")
+        return native.receive(number, size, max_fds, limit, f"socket fd {number}")
     except SyscallError as error:
-        raise _not_now(error, limit, "recvmsg") from None
+        raise _not_now(error, limit, "recvmsg", number) from None
 
 
 def _number(descriptor: Descriptor) -> int:
-    return descriptor if isinstance(descriptor, int) else descriptor.fileno()
+    if isinstance(descriptor, int):
+        return descriptor
+    if not hasattr(descriptor, "fileno"):
+        raise TypeError(f"{descriptor!r} is neither a file descriptor nor has one")
+    return descriptor.fileno()
+
+
+def _must_be_unix(sock: Descriptor, number: int) -> None:
+    """Every other family drops descriptors without a word."""
+    import socket
+
+    family = getattr(sock, "family", None)
+    if family is None:
+        with socket.socket(fileno=own(os.dup, number).detach()) as same:
+            family = same.family
+    if family != socket.AF_UNIX:
+        hint = "only a Unix socket carries descriptors"
+        raise explain(errno.EOPNOTSUPP, "sendmsg", f"socket fd {number}", hint)
+
+
+def _held(descriptor: Descriptor) -> OwnedFd:
+    """A duplicate, for as long as it is needed."""
+    if hasattr(descriptor, "lease"):  # a NetNs, which may be closed by another thread even now
+        lease: OwnedFd = descriptor.lease()
+        return lease
+    number = _number(descriptor)
+    try:
+        return own(os.dup, number)
+    except OSError as error:
+        raise explain(error.errno or errno.EBADF, "dup", f"fd {number}") from None
 
 
 def _timeout_of(sock: Descriptor, timeout: float | None) -> float | None:
-    if timeout != OF_THE_SOCKET:
-        return timeout
-    ask = getattr(sock, "gettimeout", None)
-    return None if ask is None else ask()
+    if timeout == OF_THE_SOCKET:
+        ask = getattr(sock, "gettimeout", None)
+        return None if ask is None else ask()
+    if timeout is not None and not timeout >= 0:  # nan as well
+        raise ValueError(f"timeout {timeout} is negative")
+    return timeout
 
 
-def _not_now(error: SyscallError, limit: float | None, syscall: str) -> SyscallError:
+def _not_now(error: SyscallError, limit: float | None, syscall: str, sock: int) -> SyscallError:
     """The error; EAGAIN where the caller did not want to wait at all."""
     if error.errno == errno.ETIMEDOUT and limit == 0:
-        return explain(errno.EAGAIN, syscall, "socket")
+        return explain(errno.EAGAIN, syscall, f"socket fd {sock}")
     return error

@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyztun.addresses import Address, Resolved
     from pyztun.errors import SyscallError
+    from pyztun.types import Address, Resolved
 
 _HINTS = {
     errno.ECONNREFUSED: "nobody listens there",

@@ -91,19 +91,46 @@ class AlreadyThere(SyscallError, FileExistsError):
     """EEXIST."""
 
 
+class Aborted(SyscallError, ConnectionAbortedError):
+    """ECONNABORTED."""
+
+
+class NoProcess(SyscallError, ProcessLookupError):
+    """ESRCH."""
+
+
+class NotADirectory(SyscallError, NotADirectoryError):
+    """ENOTDIR."""
+
+
+class IsADirectory(SyscallError, IsADirectoryError):
+    """EISDIR."""
+
+
+class Interrupted(SyscallError, InterruptedError):
+    """EINTR."""
+
+
 _KINDS = {
     errno.EADDRINUSE: AddressInUse,
     errno.EAFNOSUPPORT: UnsupportedFamily,
     errno.ETIMEDOUT: TimedOut,
     errno.EAGAIN: WouldBlock,
     errno.EINPROGRESS: WouldBlock,
+    errno.EALREADY: WouldBlock,
     errno.ECONNREFUSED: Refused,
     errno.ECONNRESET: Reset,
+    errno.ECONNABORTED: Aborted,
     errno.EPIPE: Broken,
+    errno.ESHUTDOWN: Broken,
     errno.EACCES: NotPermitted,
     errno.EPERM: NotPermitted,
     errno.ENOENT: NotFound,
     errno.EEXIST: AlreadyThere,
+    errno.ESRCH: NoProcess,
+    errno.ENOTDIR: NotADirectory,
+    errno.EISDIR: IsADirectory,
+    errno.EINTR: Interrupted,
 }
 
 _BOTH_SIDES = "in the user namespace that owns the netns and in our own"
@@ -111,7 +138,9 @@ _NEEDS = {
     "setns": f"CAP_SYS_ADMIN {_BOTH_SIDES}",
     "setns(home)": "CAP_SYS_ADMIN over our own netns, for the way back from a pod: root has it",
     "unshare(CLONE_NEWNET)": "CAP_SYS_ADMIN",
+    "ioctl(SIOCSIFFLAGS)": "CAP_NET_ADMIN over the new netns, to set its loopback up",
     "mount": "CAP_SYS_ADMIN",
+    "umount": "CAP_SYS_ADMIN",
     "socket": "CAP_NET_RAW over the netns, for a raw or packet socket",
     "ioctl(SIOCGSKNS)": "CAP_NET_ADMIN over the netns of the socket",
     "pidfd_getfd": "CAP_SYS_PTRACE over the process",

@@ -34,6 +34,8 @@ class OwnedFd:
 
     __slots__ = ("_fd",)
 
+    _close = staticmethod(os.close)  # a finalizer may run when the names of the module are gone
+
     def __init__(self, fd: int) -> None:
         self._fd = -1
         if fd < 0:
@@ -56,7 +58,7 @@ class OwnedFd:
         if self._fd >= 0:
             # No call in between: a signal handler could raise there, and the number be lost.
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            self._close(fd)
 
     def __enter__(self) -> OwnedFd:
         return self
@@ -75,7 +77,7 @@ class OwnedFd:
         except AttributeError:  # __init__ or take() was interrupted
             return
         if fd >= 0:
-            os.close(fd)
+            self._close(fd)
             _warn(f"unclosed <OwnedFd {fd}>", self)
 
     def __reduce__(self) -> NoReturn:

@@ -68,12 +68,11 @@ def _left(deadline: float | None) -> int:
     """Milliseconds until a deadline for a native wait: rounded up, -1 for no deadline."""
     if deadline is None:
         return -1
-    return min(int(max(0.0, deadline - monotonic()) * 1000 + 0.999), 0x7FFFFFFF)
+    return int(min(max(0.0, deadline - monotonic()) * 1000 + 0.999, 0x7FFFFFFF))
 
 
-def _wait(call: Callable[[int], int], timeout: float | None) -> int:
+def _wait(call: Callable[[int], int], deadline: float | None) -> int:
     """Calls with the milliseconds that are left until the result is not -EINTR."""
-    deadline = _deadline(timeout)
     while (rc := call(_left(deadline))) == -errno.EINTR:
         pass
     return rc
@@ -84,7 +83,7 @@ def _wait(call: Callable[[int], int], timeout: float | None) -> int:
 
 def send(
     sock: int,
-    data: bytes,
+    data: bytes | bytearray | memoryview,
     fds: Sequence[int] = (),
     timeout: float | None = None,
     subject: str = "Unix socket",
@@ -93,16 +92,18 @@ def send(
 
     Blocks up to ``timeout`` seconds for room. SyscallError: EPIPE, ECONNRESET, ETIMEDOUT, E2BIG ...
     """
-    sent = _send_some(sock, data, fds, timeout, subject)
-    while sent < len(data):
-        sent += _send_some(sock, data[sent:], (), timeout, subject)
-
-
-def _send_some(
-    sock: int, data: bytes, fds: Sequence[int], timeout: float | None, subject: str
-) -> int:
-    rc = _wait(lambda ms: lib.pz_send(sock, data, len(data), fds, len(fds), ms), timeout)
-    return _check(rc, "sendmsg", subject)
+    deadline = _deadline(timeout)
+    message = ffi.from_buffer("uint8_t[]", data)
+    size, sent = len(message), 0
+    while True:
+        rc = _wait(
+            lambda ms: lib.pz_send(sock, message + sent, size - sent, fds, len(fds), ms),  # noqa: B023
+            deadline,
+        )
+        sent += _check(rc, "sendmsg", subject)
+        if sent >= size:
+            return
+        fds = ()
 
 
 def receive(
@@ -123,7 +124,9 @@ def receive(
     fds = ffi.new("int[]", max(1, max_fds))
     nfds = ffi.new("size_t *")
     try:
-        rc = _wait(lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), timeout)
+        rc = _wait(
+            lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), _deadline(timeout)
+        )
         data = bytes(ffi.buffer(buffer, _check(rc, "recvmsg", subject)))
         return data, take(fds, nfds[0])
     except BaseException:  # a signal handler may raise as soon as C is back
@@ -173,11 +176,12 @@ def connect_unix(path: str, kind: int = STREAM, timeout: float | None = None) ->
 _nsfs: list[int] = []
 
 
-def nsfs_device() -> int:
+def nsfs_device(subject: str = "") -> int:
     """st_dev of nsfs, one number for the whole life of a machine; read once."""
     if not _nsfs:
         dev = ffi.new("uint64_t *")
-        _check(lib.pz_nsfs_device(dev), "fstatfs", "/proc/thread-self/ns/net")
+        what = "/proc/thread-self/ns/net" + (f", to recognise {subject}" if subject else "")
+        _check(lib.pz_nsfs_device(dev), "open", what)
         _nsfs.append(int(dev[0]))
     return _nsfs[0]
 
@@ -188,17 +192,28 @@ def inspect(fd: int, subject: str) -> tuple[int, int, int]:
     Never blocks on the file's filesystem. NotANetns for anything else than a network namespace.
     """
     info = ffi.new("struct pz_netns_info *")
-    rc = lib.pz_netns_inspect(fd, nsfs_device(), info)
+    rc = lib.pz_netns_inspect(fd, nsfs_device(subject), info)
     if rc < 0:
         raise not_a_netns(-rc, subject)
     return info.dev, info.ino, info.id
+
+
+def is_on_nsfs(probe: int, subject: str) -> bool:
+    """Whether an O_PATH descriptor refers to a namespace of some kind; nothing is opened for it."""
+    info = ffi.new("struct pz_netns_info *")
+    rc = lib.pz_netns_inspect(probe, nsfs_device(subject), info)
+    if rc not in (0, -errno.EINVAL, -errno.EBADF):
+        raise explain(-rc, "statx", subject)
+    # On nsfs it comes as far as the ioctl, which an O_PATH descriptor refuses.
+    return rc != -errno.EINVAL
 
 
 def not_a_netns(number: int, subject: str) -> SyscallError:
     """The error for what pz_netns_inspect() says of a descriptor."""
     if number in (errno.EINVAL, errno.ENOTTY):
         return NotANetns(errno.EINVAL, f"{subject}: not a network namespace")
-    return explain(number, "statx", subject)
+    hint = "closed, or opened with O_PATH" if number == errno.EBADF else ""
+    return explain(number, "ioctl(NS_GET_NSTYPE)", subject, hint)
 
 
 def owner(fd: int, subject: str) -> int:
@@ -336,7 +351,7 @@ class ListenPlan:
             native.port, native.backlog, native.flags = spec.port, spec.backlog, spec.flags
             native.mark, native.scope_id = spec.mark, spec.scope_id
 
-    def open(self, netns_fd: int, home_fd: int, subject: str) -> list[int]:
+    def open(self, netns_fd: int, home_fd: int, subject: str) -> list[OwnedFd]:
         """Makes the listeners in the netns, all or none; the caller owns the descriptors.
 
         Neither blocks nor moves the calling thread as seen from outside this call; see
@@ -348,7 +363,7 @@ class ListenPlan:
         try:
             rc = lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, fds, failure)
             if rc >= 0:
-                return list(fds)
+                return take(fds, self._size)
         except BaseException:  # a signal handler may raise as soon as C is back
             _close_all(fds, self._size)
             raise
@@ -400,14 +415,14 @@ def create_netns() -> OwnedFd:
 def pin_netns(fd: int, directory: str, path: str) -> None:
     """Names a netns as ``ip netns add`` does. MissingCapability; SyscallError EEXIST."""
     failure = ffi.new("struct pz_failure *")
-    rc = lib.pz_netns_pin(fd, directory.encode(), path.encode(), failure)
+    rc = lib.pz_netns_pin(fd, os.fsencode(directory), os.fsencode(path), failure)
     if rc < 0:
         raise explain(-rc, _step(failure)[0], path)
 
 
 def unpin_netns(path: str) -> None:
     """Takes the mount away from a netns name; the empty file stays."""
-    _check(lib.pz_netns_unpin(path.encode()), "umount", path)
+    _check(lib.pz_netns_unpin(os.fsencode(path)), "umount", path)
 
 
 # ---- the services' native waits ----------------------------------------------------------------

@@ -12,60 +12,63 @@ import os
 from _thread import RLock
 
 from pyztun import native
-from pyztun.errors import MissingCapability, NetnsClosed, NetnsGone, explain
+from pyztun.errors import (
+    MissingCapability,
+    NetnsClosed,
+    NetnsGone,
+    NotANetns,
+    SyscallError,
+    explain,
+)
 from pyztun.fds import OwnedFd, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as Socket
     from types import TracebackType
-    from typing import NoReturn, TypeAlias, TypedDict
+    from typing import NoReturn
 
-    from pyztun.addresses import Address
-
-    class ListenOptions(TypedDict, total=False):
-        """The keyword arguments of NetNs.listen()."""
-
-        type: int
-        backlog: int
-        reuse_address: bool | None
-        reuse_port: bool
-        transparent: bool
-        freebind: bool
-        v6only: bool
-        mark: int
-
-    Reference: TypeAlias = "NetNs | str | os.PathLike[str] | int"
-    """What names a netns: a NetNs, a path, a name, ``pid:N``, ``fd:N``, or the number of an fd."""
+    from pyztun.types import Address, Reference
 
 NAMES = "/run/netns"
+
+names_made: set[str] = set()
+"""The names that create() has made in this process and nobody has removed through it."""
+
 MAX_DIGITS = 10
 
 # The values of socket(2); importing socket would double the start of the one-shot sender.
 AF_INET, SOCK_STREAM, SOCK_DGRAM = 2, 1, 2
 SOCK_NONBLOCK, SOCK_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
-# One for all: it is held for a few instructions. A signal handler or the garbage collector may come
-# in while this very thread holds it; a child process may be forked while another one does.
-_leases = RLock()
-os.register_at_fork(after_in_child=_leases._at_fork_reinit)  # type: ignore[attr-defined]
+# One for all: it is held while a descriptor is duplicated or closed. A signal handler may come in
+# while this very thread holds it, and a child may be forked while another one does.
+_lock = RLock()
 
-# O_NONBLOCK and O_NOCTTY: a typo may name a FIFO or a terminal, and opening must do nothing to
-# either.
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+def _after_fork_in_child() -> None:
+    if not _lock._is_owned():  # type: ignore[attr-defined]
+        _lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+# A path may be a typo for a FIFO, a terminal or any device: opening one of these does something.
+# O_PATH does not open anything; what it shows to be a namespace is opened then.
+_PROBE = os.O_PATH | os.O_CLOEXEC
+_OPEN = os.O_RDONLY | os.O_CLOEXEC
 
 
 class NetNs:
     """A network namespace, held open; ``of``, ``open``, ``from_*``, ``current``, ``create``.
 
     The namespace lives at least as long as this object is open, or one of the sockets made in it.
-    Any method may be called from any thread, close() too: the descriptor goes when the last running
-    call is back. A forgotten object closes quietly.
+    Any method may be called from any thread, close() too: a call that is running goes on with a
+    duplicate of its own. A forgotten object closes quietly.
     """
 
     __slots__ = (
         "__weakref__",
-        "_calls",
         "_cookie",
         "_fd",
         "_identity",
@@ -74,12 +77,14 @@ class NetNs:
         "reference",
     )
 
-    def __init__(self, fd: OwnedFd, reference: str) -> None:
+    def __init__(self, fd: OwnedFd, reference: str = "") -> None:
         """Takes ownership of ``fd`` (also when this raises). NotANetns if it is something else.
 
         :param reference: what the user called it; error texts contain it.
         """
         self._is_open = False
+        if not isinstance(fd, OwnedFd):
+            raise TypeError("NetNs.open() and NetNs.of() take a name, a path, pid:N, fd:N")
         try:
             dev, inode, self._cookie = native.inspect(fd.fileno(), reference)
         except BaseException:
@@ -87,9 +92,8 @@ class NetNs:
             raise
         self._fd = fd
         self._identity = (dev, inode)
-        self._calls = 0
         self._name: str | None = None
-        self.reference = reference
+        self.reference = reference or f"(unnamed, inode {inode})"
         self._is_open = True
 
     # ---- making one --------------------------------------------------------------------------
@@ -103,13 +107,17 @@ class NetNs:
         :raises NetnsGone, NotANetns, NetnsClosed:
         """
         if isinstance(netns, NetNs):
-            with netns._lease() as fd:
-                return cls(_duplicate(fd, netns.reference), netns.reference)
-        if isinstance(netns, bool):
-            raise TypeError("a netns is a NetNs, a path, a name, 'pid:N', 'fd:N' or an fd")
-        if isinstance(netns, int):
+            return cls(netns.lease(), netns.reference)
+        if isinstance(netns, str):
+            return cls.open(netns)
+        if isinstance(netns, os.PathLike):
+            return cls.from_path(netns)
+        if isinstance(netns, int) and not isinstance(netns, bool):
             return cls.from_fd(netns)
-        return cls.open(os.fsdecode(netns))
+        hint = " (socket_netns() opens that of a socket)" if hasattr(netns, "getsockname") else ""
+        raise TypeError(
+            f"{netns!r} is not a NetNs, a path, a name, 'pid:N', 'fd:N' or the int of an fd{hint}"
+        )
 
     @classmethod
     def open(cls, reference: str) -> NetNs:
@@ -117,11 +125,15 @@ class NetNs:
 
         NetnsGone, NotANetns.
         """
+        if not isinstance(reference, str):
+            return cls.of(reference)
         kind, colon, number = reference.partition(":")
         # Ten digits hold every pid and fd; a longer number names nothing, and int() has limits.
         is_number = number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS
         if colon and kind in ("pid", "fd") and is_number:
-            return cls.from_pid(int(number)) if kind == "pid" else cls.from_fd(int(number))
+            if kind == "pid":
+                return cls.from_path(f"/proc/{number}/ns/net", reference)
+            return cls(_duplicate(int(number), reference), reference)
         if "/" in reference:
             return cls.from_path(reference)
         return cls.from_name(reference)
@@ -131,13 +143,7 @@ class NetNs:
         """Opens a namespace file such as ``/run/netns/ns2`` or ``/proc/7/ns/net``."""
         path = os.fsdecode(path)
         reference = path if reference is None else reference
-        try:
-            fd = own(os.open, path, _OPEN)
-        except ValueError as error:  # a NUL byte
-            raise NetnsGone(errno.ENOENT, f"{reference!r}: no such netns") from error
-        except OSError as error:
-            raise _cannot_open(error.errno or errno.EIO, reference) from error
-        return cls(fd, reference)
+        return cls(open_namespace(path, reference), reference)
 
     @classmethod
     def from_name(cls, name: str) -> NetNs:
@@ -172,9 +178,11 @@ class NetNs:
         :raises MissingCapability: without CAP_SYS_ADMIN.
         :raises SyscallError: EEXIST, ENOSPC; then nothing is left.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{name!r} is not a name of a netns")
         if name is not None and not _is_name(name):
             raise ValueError(f"{name!r} is not a name of a netns")
-        fresh = cls(native.create_netns(), name or "fresh netns")
+        fresh = cls(native.create_netns(), name or "")
         if name is not None:
             try:
                 native.pin_netns(fresh.fileno(), NAMES, f"{NAMES}/{name}")
@@ -182,6 +190,7 @@ class NetNs:
                 fresh.close()
                 raise
             fresh._name = name
+            names_made.add(name)
         return fresh
 
     @property
@@ -194,7 +203,7 @@ class NetNs:
     def fileno(self) -> int:
         """The fd of the namespace, still owned by this object. NetnsClosed once closed."""
         if not self._is_open:
-            raise NetnsClosed(errno.EBADF, f"this NetNs ({self.reference}) is closed")
+            raise NetnsClosed(errno.EBADF, f"this NetNs is closed: {self.reference}")
         return self._fd.fileno()
 
     @property
@@ -216,10 +225,11 @@ class NetNs:
         Before Linux 6.18 the kernel tells it only through a socket in the netns, which needs
         CAP_SYS_ADMIN the first time.
         """
-        with self._lease() as fd:
-            if self._cookie == 0:
-                self._cookie = native.netns_cookie(fd, self.shown)
-            return self._cookie
+        if self._cookie == 0:
+            with self.lease() as held:
+                self._cookie = native.netns_cookie(held.fileno(), self.shown)
+        self.fileno()
+        return self._cookie
 
     @property
     def owner_uid(self) -> int:
@@ -227,11 +237,14 @@ class NetNs:
 
         EPERM if that is outside ours.
         """
-        with self._lease() as fd:
-            return native.owner(fd, self.shown)
+        with self.lease() as held:
+            return native.owner(held.fileno(), self.shown)
 
     def is_same(self, other: NetNs) -> bool:
-        """Whether both hold the same namespace; both being open, no inode was reused."""
+        """Whether both hold the same namespace; both being open, no inode was reused.
+
+        ``==`` compares the objects.
+        """
         return (self.dev, self.inode) == (other.dev, other.inode)
 
     # ---- sockets in it -----------------------------------------------------------------------
@@ -252,13 +265,14 @@ class NetNs:
 
         :param addresses: (IP literal, port) pairs, IPv4 or IPv6; at most 64. A host name is a
             ValueError, since it would have to be resolved in one netns or the other.
-        :param type: SOCK_STREAM or SOCK_DGRAM.
+        :param type: SOCK_STREAM or SOCK_DGRAM, SOCK_NONBLOCK with it or not.
         :param backlog: for listen(2), capped by the pod's net.core.somaxconn.
         :param reuse_address: SO_REUSEADDR; by default for TCP alone, since it lets another socket
             take over the port of a UDP socket.
         :param v6only: IPv6 sockets take no IPv4 traffic.
         :param mark: SO_MARK of the sockets, 0 for none.
-        :returns: blocking sockets that the caller owns, non-inheritable.
+        :returns: sockets that the caller owns, non-inheritable; blocking, unless asked otherwise or
+            socket.setdefaulttimeout() was called.
         :raises MissingCapability, AddressInUse, UnsupportedFamily, SyscallError: nothing is left
             open then. socket(7), ip(7), ipv6(7) tell what the options do.
         """
@@ -278,9 +292,9 @@ class NetNs:
             | (native.V6ONLY if v6only else 0)
         )
         plan = listen_plan(addresses, backlog=backlog, flags=flags, mark=mark)
-        with self._lease() as fd:
-            made = plan.open(fd, -1, self.shown)
-        return _sockets(made)
+        with self.lease() as held:
+            made = plan.open(held.fileno(), -1, self.shown)
+        return _sockets(made, type)
 
     def socket(self, family: int = AF_INET, type: int = SOCK_STREAM, proto: int = 0) -> Socket:
         """One socket of any family and type in this netns, as socket.socket() makes it at home.
@@ -291,12 +305,10 @@ class NetNs:
             netns.
         :raises MissingCapability: to enter the netns, or CAP_NET_RAW for a raw or packet socket.
         """
-        what = f"{_family_name(family)} in {self.shown}"
-        with self._lease() as fd:
-            made = native.make_socket(fd, family, _plain_type(type), proto, what)
-        (sock,) = _sockets([made.detach()])
-        if type & SOCK_NONBLOCK:
-            sock.setblocking(False)
+        kind, what = _plain_type(type), f"{_family_name(family)} in {self.shown}"
+        with self.lease() as held:
+            made = native.make_socket(held.fileno(), family, kind, proto, what)
+        (sock,) = _sockets([made], type, family)
         return sock
 
     def connect(
@@ -310,7 +322,8 @@ class NetNs:
 
         :param address: (host, port). A name is resolved before the netns is entered, at home: the
             pod's own resolver is not asked. Its addresses are tried in turn.
-        :param timeout: seconds for each address; it stays on the socket. None waits for ever.
+        :param timeout: seconds for each address; it stays on the socket. None waits for ever,
+            whatever socket.setdefaulttimeout() says.
         :param source: (IP literal, port) to connect from; port 0 lets the kernel choose.
         :param mark: SO_MARK, set before the connection; 0 for none.
         :returns: a socket that the caller owns, non-inheritable.
@@ -343,16 +356,33 @@ class NetNs:
             return
         path = f"{NAMES}/{self._name}"
         try:
+            self._unpin(path)
+            os.unlink(path)
+        except FileNotFoundError:  # NetnsGone, or somebody was faster
+            pass
+        except OSError as error:
+            if isinstance(error, SyscallError):
+                raise
+            raise explain(error.errno or errno.EIO, "unlink", path) from error
+        names_made.discard(self._name)
+        self._name = None
+
+    def _unpin(self, path: str) -> None:
+        """Takes the mount away. An empty file without one is left by a removal that did not end."""
+        try:
             there = NetNs.from_path(path)
-        except NetnsGone:
-            self._name = None
-            return
+        except NotANetns:
+            if os.lstat(path).st_size == 0:
+                return
+            raise
         with there:
             if not self._was(there):
-                raise NetnsGone(errno.ENOENT, f"{path}: is another netns by now")
-            native.unpin_netns(path)
-            os.unlink(path)
-        self._name = None
+                raise SyscallError(errno.EBUSY, f"{path}: is another netns by now")
+            try:
+                native.unpin_netns(path)
+            except SyscallError as error:
+                if error.errno != errno.EINVAL:  # not a mount any more, or a symbolic link to one
+                    raise
 
     def _was(self, there: NetNs) -> bool:
         """Whether THERE is this netns, which may be closed: by the cookie where both are known."""
@@ -362,16 +392,33 @@ class NetNs:
     def close(self) -> None:
         """Lets go of the namespace; does nothing the second time.
 
-        Does not wait: a call that another thread has running ends first, then the descriptor goes.
+        A call that another thread has running is not disturbed.
         """
         if not self._is_open:
             return
-        with _leases:
+        with _lock:
             self._is_open = False
-            if self._calls == 0:
-                self._fd.close()
+            self._fd.close()
+
+    def lease(self) -> OwnedFd:
+        """A duplicate of the descriptor, which stays what it is when this is closed meanwhile.
+
+        The caller owns it. NetnsClosed, SyscallError EMFILE.
+        """
+        with _lock:
+            try:
+                held = _duplicate(self.fileno(), self.reference)
+            finally:
+                self.fileno()  # a signal handler of this thread may have closed it in between
+        return held
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return not self._is_open
 
     def __enter__(self) -> NetNs:
+        self.fileno()
         return self
 
     def __exit__(
@@ -384,57 +431,61 @@ class NetNs:
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):  # __init__ may not have come that far
-            self.close()
+            self._fd.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a NetNs cannot be copied or pickled: NetNs.of() duplicates one")
 
     def __repr__(self) -> str:
-        state = f"inode {self._identity[1]}" if self._is_open else "closed"
-        return f"<NetNs {self.reference} {state}>"
-
-    def _lease(self) -> _Lease:
-        return _Lease(self)
+        inode = f"inode {self._identity[1]}"
+        known = self.reference if inode in self.reference else f"{self.reference} {inode}"
+        return f"<NetNs {known}>" if self._is_open else f"<NetNs {self.reference} closed>"
 
 
-class _Lease:
-    """The fd of a NetNs for the length of a with-block, in which close() only takes a note."""
+def open_namespace(path: str, reference: str, probe: int = _PROBE) -> OwnedFd:
+    """Opens a path if it is one of nsfs, and nothing else: no FIFO, no device, no FUSE file.
 
-    __slots__ = ("_netns",)
-
-    def __init__(self, netns: NetNs) -> None:
-        self._netns = netns
-
-    def __enter__(self) -> int:
-        with _leases:
-            self._netns._calls += 1  # first: from here on a close() that comes in between waits
-            try:
-                return self._netns.fileno()
-            except NetnsClosed:
-                self._netns._calls -= 1
-                raise
-
-    def __exit__(self, *_: object) -> None:
-        with _leases:
-            self._netns._calls -= 1
-            if self._netns._calls == 0 and not self._netns._is_open:
-                self._netns._fd.close()
+    :param probe: flags for the first look, at least O_PATH | O_CLOEXEC.
+    :raises NetnsGone, NotANetns, MissingCapability, SyscallError:
+    """
+    try:
+        with own(os.open, path, probe) as found:
+            if native.is_on_nsfs(found.fileno(), reference):
+                return own(os.open, f"/proc/self/fd/{found.fileno()}", _OPEN)
+    except SyscallError:
+        raise
+    except ValueError as error:  # a NUL byte
+        raise NetnsGone(errno.ENOENT, f"{reference!r}: no such netns") from error
+    except OSError as error:
+        raise _cannot_open(error.errno or errno.EIO, reference) from error
+    raise NotANetns(errno.EINVAL, f"{reference}: not a network namespace")
 
 
-def _sockets(fds: list[int]) -> list[Socket]:
-    """Socket objects in place of the descriptors; if one cannot be made, the others are closed."""
+def _sockets(fds: list[OwnedFd], type: int, family: int = 0) -> list[Socket]:
+    """Socket objects in place of the descriptors; if one cannot be made, all are closed.
+
+    :param type: as the user gave it: with SOCK_NONBLOCK they do not block.
+    """
     import socket
 
     made: list[Socket] = []
     try:
-        while fds:
-            # Taken out first: an exception in between may lose one descriptor, never close two.
-            made.append(socket.socket(fileno=fds.pop(0)))
+        for fd in fds:
+            # Detached first: an exception in between may lose one descriptor, never close two.
+            number = fd.detach()
+            try:
+                sock = socket.socket(family or -1, _plain_type(type), -1, fileno=number)
+            except OSError:
+                os.close(number)
+                raise
+            made.append(sock)
+            if type & SOCK_NONBLOCK:
+                sock.setblocking(False)
     except BaseException:
         for sock in made:
             sock.close()
         for fd in fds:
-            os.close(fd)
+            fd.close()
         raise
     return made
 
@@ -450,7 +501,7 @@ def _family_name(family: int) -> str:
 
 def _plain_type(kind: int) -> int:
     """The type without its flags. CLOEXEC is always set, blocking is python's affair."""
-    return int(kind) & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)
+    return kind & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)
 
 
 def _is_name(text: str) -> bool:
@@ -471,7 +522,10 @@ def _cannot_open(number: int, reference: str) -> Exception:
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.EBADF, errno.ENAMETOOLONG):
         kind = reference.partition(":")[0]
         what = {"pid": "no such process, or /proc hides it", "fd": "not open"}
-        return NetnsGone(number, f"{reference}: {what.get(kind, 'no such netns')}")
-    if number == errno.EACCES and reference.startswith("pid:"):
+        why = what.get(kind, "no such netns")
+        if kind in what and not reference.partition(":")[2].isdigit():
+            why = "not a number, and no netns has this name"
+        return NetnsGone(number, f"{reference}: {why}")
+    if number == errno.EACCES and reference.startswith(("pid:", "/proc/")):
         return MissingCapability(number, f"open {reference}: EACCES (needs CAP_SYS_PTRACE over it)")
     return explain(number, "open", reference)

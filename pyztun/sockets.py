@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from pyztun.addresses import Address
-    from pyztun.channel import Descriptor
-    from pyztun.netns import ListenOptions, Reference
+    from pyztun.types import Address, Descriptor, ListenOptions, Reference
 
 
 def listen(address: Address, *, netns: Reference, **options: Unpack[ListenOptions]) -> Socket:
@@ -29,6 +27,19 @@ def listen(address: Address, *, netns: Reference, **options: Unpack[ListenOption
     with NetNs.of(netns) as pod:
         (made,) = pod.listen(address, **options)
     return made
+
+
+def connect(
+    address: Address,
+    *,
+    netns: Reference,
+    timeout: float | None = None,
+    source: Address | None = None,
+    mark: int = 0,
+) -> Socket:
+    """A TCP connection out of a netns; see :meth:`NetNs.connect`. The reference is borrowed."""
+    with NetNs.of(netns) as pod:
+        return pod.connect(address, timeout, source, mark)
 
 
 def socket_netns(sock: Descriptor) -> NetNs:

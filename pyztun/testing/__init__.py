@@ -35,14 +35,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Loads a public name from the module that defines it (PEP 562)."""
-    module = _HOME.get(name)
-    if module is None:
-        raise AttributeError(f"module 'pyztun.testing' has no attribute {name!r}")
-    value = getattr(__import__(f"pyztun.testing.{module}", fromlist=[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw it would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Loads a public name from the module that defines it (PEP 562)."""
+        module = _HOME.get(name)
+        if module is None:
+            raise AttributeError(f"module 'pyztun.testing' has no attribute {name!r}")
+        value = getattr(__import__(f"pyztun.testing.{module}", fromlist=[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyztun.netns import NAMES
+from pyztun.netns import NAMES, names_made
 from pyztun.testing import process
 
 TYPE_CHECKING = False
@@ -34,8 +34,8 @@ class LeakCheck:
     It sees the whole process, so no other thread may open and close things meanwhile. It changes
     nothing and may be used from any thread.
 
-    :param names: which names in /run/netns are meant. Other programs make some too, at any time;
-        None means all.
+    :param names: which names in /run/netns are meant: other programs make some too, at any time.
+        None: those that NetNs.create() makes in this process.
     :param patience: seconds that leaks() waits for what is ending: a joined thread stays in /proc
         for a moment, and a killed child until it is waited for.
     """
@@ -43,7 +43,7 @@ class LeakCheck:
     def __init__(
         self, *, names: Callable[[str], bool] | None = None, patience: float = 2.0
     ) -> None:
-        self._names = names or (lambda _: True)
+        self._names = names or names_made.__contains__
         self._patience = patience
         self.restart()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GUARD = "PYZTUN_TESTING_PID"
 REQUIRE = "PYZTUN_REQUIRE_ROOT"
+NEEDS = "needs a netns"
 NEED_NETNS = frozenset({"netns", "pod_pair"})
 
 obstacle = pytest.StashKey[str]()
@@ -148,6 +149,16 @@ def _runs_no_test(config: pytest.Config) -> bool:
     return any(config.getoption(name, False) for name in questions)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says that tests were skipped for want of a netns: a green run would hide it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    why = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    ours = [text for text in why if text.startswith(f"Skipped: {NEEDS}")]
+    if ours:
+        terminalreporter.line("")
+        terminalreporter.line(f"pyztun: {len(ours)} tests skipped: {ours[0][len('Skipped: ') :]}")
+
+
 def _needs_netns(item: pytest.Item) -> bool:
     """Whether a test uses our fixtures: by name, through others, and not others of that name."""
     wanted = NEED_NETNS.intersection(getattr(item, "fixturenames", ()))
@@ -173,8 +184,8 @@ def _require_netns(config: pytest.Config) -> None:
     if why is None:
         return
     if os.environ.get(REQUIRE) == "1":
-        pytest.fail(f"needs a netns: {why} ({REQUIRE}=1)", pytrace=False)
-    pytest.skip(f"needs a netns: {why}")
+        pytest.fail(f"{NEEDS}: {why} ({REQUIRE}=1)", pytrace=False)
+    pytest.skip(f"{NEEDS}: {why}")
 
 
 def _failure_of(request: pytest.FixtureRequest) -> Callable[[], bool]:
@@ -192,12 +203,10 @@ def _failure_of(request: pytest.FixtureRequest) -> Callable[[], bool]:
     return has_failed
 
 
-def _meant_names(config: pytest.Config) -> Callable[[str], bool]:
-    """Which names in /run/netns count: those that the project names, else all.
-
-    Workers of pytest-xdist see each other's names, and cannot tell whose one is.
-    """
-    everything = [] if hasattr(config, "workerinput") else ["*"]
-    patterns = config.getini("pyztun_netns_names") or everything
+def _meant_names(config: pytest.Config) -> Callable[[str], bool] | None:
+    """Which names in /run/netns count, if the project says so."""
+    patterns = config.getini("pyztun_netns_names")
+    if not patterns:
+        return None
     expanded = [pattern.replace("{pid}", str(os.getpid())) for pattern in patterns]
     return lambda name: any(fnmatchcase(name, pattern) for pattern in expanded)

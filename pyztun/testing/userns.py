@@ -20,7 +20,7 @@ from pyztun.netns import NetNs
 # --net: a visitor to another netns needs CAP_SYS_ADMIN over its own as well, for the way home.
 # --mount: what a test mounts is seen by nobody else and goes with the process.
 OPTIONS = ("--user", "--map-root-user", "--net", "--mount")
-BY_HAND = f"unshare {' '.join(OPTIONS)} COMMAND"
+BY_HAND = f"unshare {' '.join(OPTIONS)} COMMAND (docs/testing.md)"
 
 SETTINGS = {
     "user.max_user_namespaces": "0",

@@ -58,7 +58,8 @@ def summary(one: Netns) -> str:
     """How it is known, and whether it would be overlooked."""
     inode = UNKNOWN if one.inode is None else one.inode
     hidden = f", {HIDDEN}" if one.is_hidden else ""
-    return f"inode {inode}, {len(one.processes)} processes{hidden}"
+    count = len(one.processes)
+    return f"inode {inode}, {count} {'process' if count == 1 else 'processes'}{hidden}"
 
 
 def pin_text(census: Census, pin: Pin) -> str:

@@ -9,15 +9,12 @@ AT_STATX_DONT_SYNC, which answers from the inode in memory.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyztun import native
-from pyztun.errors import NotANetns, SyscallError
-from pyztun.netns import NetNs
+from pyztun.netns import NetNs, open_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,28 +142,14 @@ def is_own_tun(fd: int) -> bool:
 
 def open_descriptor(task: str, fd: int) -> NetNs:
     """Opens a descriptor of another process if it is a netns. NotANetns, OSError."""
-    return _open_proven(f"{task}/fd/{fd}", PROBE)
+    path = f"{task}/fd/{fd}"
+    return NetNs(open_namespace(path, path), path)
 
 
 def open_mount(path: str) -> NetNs:
     """Opens a mount point if it is one of a netns. NotANetns, OSError."""
     # Whoever may write there can have put a symbolic link in its place meanwhile.
-    return _open_proven(path, PROBE | os.O_NOFOLLOW)
-
-
-def _open_proven(path: str, flags: int) -> NetNs:
-    """Opens nothing but a netns: opening can set off a device, or wait for a server."""
-    probe = os.open(path, flags)
-    try:
-        native.inspect(probe, path)
-    except SyscallError as error:
-        # On nsfs it comes as far as the ioctl, which an O_PATH descriptor refuses.
-        if error.errno != errno.EBADF:
-            raise
-        return NetNs.from_path(f"/proc/self/fd/{probe}", path)
-    finally:
-        os.close(probe)
-    raise NotANetns(errno.EINVAL, f"{path}: not a network namespace")
+    return NetNs(open_namespace(path, path, PROBE | os.O_NOFOLLOW), path)
 
 
 def may_trace_all() -> bool:

@@ -69,9 +69,9 @@ def work(number: int, rounds: int, pods: list[NetNs], cookies: list[int]) -> Non
                 found[f"wrong {error}"] += 1
                 continue
             found["rounds"] += 1
-            if native.socket_cookie(fd) != cookies[which]:
+            if native.socket_cookie(fd.fileno()) != cookies[which]:
                 found["wrong netns"] += 1
-            os.close(fd)
+            fd.close()
     if os.stat("/proc/thread-self/ns/net").st_ino != here:
         found["wrong worker is not home"] += 1
     tell(found)

@@ -189,7 +189,7 @@ def test_clients_can_be_closed(netns: NetNs, method: str) -> None:
 
 
 FAILURES: list[tuple[str, type[OSError], str]] = [
-    ("127.0.0.1", ConnectionRefusedError, "connect 127.0.0.1:9 in netns fresh netns: ECONNREFUSED"),
+    ("127.0.0.1", ConnectionRefusedError, "connect 127.0.0.1:9 in netns (unnamed, inode "),
     ("198.51.100.1", OSError, "ENETUNREACH (the netns has no route there)"),
     ("name.invalid", socket.gaierror, ""),
 ]
@@ -203,6 +203,21 @@ def test_why_there_is_no_connection(
         with pytest.raises(kind) as caught:
             await pyztun.open_connection(host, 9, netns=netns)
         assert text in str(caught.value)
+
+    run(main())
+
+
+def test_mistakes_are_told_before_anything_is_connected(netns: NetNs) -> None:
+    async def main() -> None:
+        for wrong in ({"family": socket.AF_INET}, {"bogus": 1}, {"sock": None}):
+            with pytest.raises(TypeError, match=next(iter(wrong))):
+                await pyztun.open_connection("127.0.0.1", 9, netns=netns, **wrong)
+        with pytest.raises(ValueError, match="only meaningful with ssl"):
+            await pyztun.open_connection("127.0.0.1", 9, netns=netns, server_hostname="x")
+        with pytest.raises(ConnectionRefusedError):
+            await pyztun.open_connection("127.0.0.1", 9, netns=netns, ssl=False)
+        with pytest.raises(TypeError, match="bogus"):
+            await pyztun.start_server(echo, "127.0.0.1", 9, netns=netns, bogus=1)  # type: ignore[call-arg]
 
     run(main())
 

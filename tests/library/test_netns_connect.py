@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyztun import AddressInUse, NetNs, SyscallError, addresses
+from pyztun import AddressInUse, NetNs, SyscallError, addresses, connect
 from pyztun.testing import Pod, PodPair
 from support import pods
 from support.zt_child import run_code
@@ -106,7 +106,7 @@ def test_what_failed(
     assert isinstance(caught.value, SyscallError)
     assert caught.value.errno is not None
     assert text in str(caught.value)
-    assert f"connect {addresses.shown(address)} in netns fresh netns" in str(caught.value)
+    assert f"connect {addresses.shown(address)} in netns (unnamed, inode " in str(caught.value)
     assert time.monotonic() - started < 8
 
 
@@ -172,6 +172,13 @@ def test_a_mark_needs_its_capability(pod: pods.Pod, only_sys_admin: list[str]) -
     assert done.stdout.startswith(
         f"setsockopt(SO_MARK) netns {pod.path}: EPERM (needs CAP_NET_ADMIN or"
     )
+
+
+def test_the_short_form(pod_pair: PodPair, server: socket.socket) -> None:
+    source = (pod_pair.left.ipv4, 0)
+    address = server.getsockname()
+    with connect(address, netns=pod_pair.left.netns, timeout=10, source=source) as client:
+        assert client.getpeername() == address
 
 
 def test_errors_survive_pickling(netns: NetNs) -> None:

@@ -280,10 +280,10 @@ def test_a_kept_home_must_be_ones_own(netns: NetNs) -> None:
         with native.home() as home:
             native.prove_home(home.fileno())
             made = [plan.open(netns.fileno(), home.fileno(), "x") for _ in range(3)]
-            cookies = [native.socket_cookie(fd) for fds in made for fd in fds]
+            cookies = [native.socket_cookie(fd.fileno()) for fds in made for fd in fds]
             for fds in made:
                 for fd in fds:
-                    os.close(fd)
+                    fd.close()
             return [*cookies, os.stat("/proc/thread-self/ns/net").st_ino]
 
     with NetNs.current() as here:

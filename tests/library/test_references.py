@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,55 @@ def test_what_is_something_else(tmp_path: Path) -> None:
         listen(("127.0.0.1", 0), netns=sock.fileno())
 
 
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        (None, "None is not a NetNs, a path"),
+        (True, "True is not a NetNs"),
+        (socket.socket, "socket_netns"),
+    ],
+)
+def test_what_is_no_reference_is_told(what: object, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        NetNs.of(what)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"NetNs\.open"):
+        NetNs("ns2")  # type: ignore[arg-type]
+
+
+@pytest.mark.needs_named_netns
+def test_a_path_object_is_a_path(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pathlib drops a leading `./`: Path("./x") must not become the name x."""
+    monkeypatch.chdir(tmp_path)
+    for made in (NetNs.of, NetNs.open):
+        with pytest.raises(NetnsGone):
+            made(Path(pod.name))  # type: ignore[arg-type]
+        with made(Path(pod.path)) as opened:  # type: ignore[arg-type]
+            assert opened.inode == pod.inode
+
+
+def test_the_text_has_what_was_given() -> None:
+    for given, text in {
+        "fd:0099999": "fd:0099999: not open",
+        "pid:04194999": "pid:04194999: no such process",
+        "pid:x": "pid:x: not a number",
+    }.items():
+        with pytest.raises(NetnsGone, match=text):
+            NetNs.open(given)
+
+
+def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
+    """Opening it would release a writer that waits for a reader, into a broken pipe."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = subprocess.Popen(["sh", "-c", f"echo hello >{fifo}"])
+    try:
+        with pytest.raises(NotANetns):
+            NetNs.from_path(fifo)
+        assert fifo.read_text() == "hello\n"
+    finally:
+        assert writer.wait() == 0
+
+
 USES: list[Callable[[NetNs], object]] = [
     lambda netns: netns.fileno(),
     lambda netns: netns.cookie,
@@ -115,11 +165,16 @@ def test_a_closed_one_raises(use: Callable[[NetNs], object]) -> None:
     _ = netns.cookie
     netns.close()
     netns.close()
-    with pytest.raises(NetnsClosed, match=r"this NetNs \(fresh netns\) is closed") as caught:
+    with pytest.raises(
+        NetnsClosed, match=r"this NetNs is closed: \(unnamed, inode \d+\)"
+    ) as caught:
         use(netns)
     assert caught.value.errno == errno.EBADF
     assert isinstance(caught.value, ValueError)
-    assert repr(netns) == "<NetNs fresh netns closed>"
+    assert netns.closed
+    with pytest.raises(NetnsClosed), netns:
+        pass
+    assert repr(netns) == f"<NetNs {netns.reference} closed>"
 
 
 def test_a_forgotten_one_closes_quietly() -> None:
@@ -196,16 +251,40 @@ def _netns_inode(sock: socket.socket) -> int:
         return found.inode
 
 
-def test_a_close_from_within_a_call_of_the_same_thread(netns: NetNs) -> None:
-    """As a signal handler does it: the lock must let its own thread in."""
+def test_a_lease_stays_what_it_is(netns: NetNs) -> None:
     target = NetNs.of(netns)
-    with target._lease() as fd:
+    with target.lease() as held:
         target.close()
-        assert os.fstat(fd).st_ino == netns.inode
+        assert os.fstat(held.fileno()).st_ino == netns.inode
         with pytest.raises(NetnsClosed):
             target.socket()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
+
+
+def test_a_child_that_closes_it_has_closed_it(netns: NetNs) -> None:
+    """Whatever call another thread of the parent had running at the fork."""
+    done = threading.Event()
+
+    def use() -> None:
+        while not done.is_set():
+            netns.listen(("127.0.0.1", 0))[0].close()
+
+    def child() -> int:
+        number = netns.fileno()
+        netns.close()
+        try:
+            os.fstat(number)
+        except OSError:
+            return 0
+        return 1
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        codes = [_in_child(child) for _ in range(30)]
+    finally:
+        done.set()
+        thread.join()
+    assert codes == [0] * 30
 
 
 # ---- create, remove ------------------------------------------------------------------------------
@@ -239,10 +318,44 @@ def test_a_name_that_means_another_netns_by_now_is_left_alone(make_pod: MakePod)
     with NetNs.open(pod.name) as old:
         pod.delete()
         subprocess.run(["ip", "netns", "add", pod.name], check=True)
-        with pytest.raises(NetnsGone, match="another netns"):
+        with pytest.raises(SyscallError, match="another netns"):
             old.remove()
     assert pod.exists
     old.close()
+
+
+@pytest.mark.needs_named_netns
+def test_several_remove_one_name_at_once() -> None:
+    for _ in range(20):
+        name = pods.unique_name()
+        made = [NetNs.create(name), *(NetNs.from_name(name) for _ in range(2))]
+        with ThreadPoolExecutor(3) as pool:
+            for removal in [pool.submit(each.remove) for each in made]:
+                removal.result()
+        assert name not in pods.names()
+        for each in made:
+            each.close()
+
+
+@pytest.mark.needs_named_netns
+def test_a_removal_that_did_not_end_is_ended() -> None:
+    name = pods.unique_name()
+    with NetNs.create(name) as lab:
+        subprocess.run(["umount", f"/run/netns/{name}"], check=True)
+        lab.remove()
+    assert name not in pods.names()
+
+
+@pytest.mark.needs_named_netns
+def test_a_name_that_is_no_text() -> None:
+    name = f"{pods.unique_name()}-\udce9"
+    with NetNs.create(name) as lab, NetNs.from_name(name) as again:
+        assert again.is_same(lab)
+    again.remove()
+    assert name not in pods.names()
+    for other in (b"x", ["x"]):
+        with pytest.raises(TypeError):
+            NetNs.create(other)  # type: ignore[arg-type]
 
 
 @pytest.mark.needs_named_netns
@@ -282,22 +395,21 @@ def test_a_child_forked_meanwhile_can_use_it(netns: NetNs) -> None:
     thread = threading.Thread(target=use)
     thread.start()
     try:
-        codes = [_in_child(netns) for _ in range(30)]
+        codes = [_in_child(lambda: _netns_inode(netns.socket()) - netns.inode) for _ in range(30)]
     finally:
         done.set()
         thread.join()
     assert codes == [0] * 30
 
 
-def _in_child(netns: NetNs) -> int:
+def _in_child(work: Callable[[], int]) -> int:
     with warnings.catch_warnings():
         if sys.version_info >= (3, 12):
             warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
         pid = os.fork()
     if pid == 0:
         try:
-            inode = _netns_inode(netns.socket())
-            os._exit(0 if inode == netns.inode else 3)
+            os._exit(work() & 0xFF)
         finally:
             os._exit(4)
     _, status = os.waitpid(pid, 0)

@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -126,6 +128,108 @@ def test_a_number_has_no_timeout_of_its_own(pair: Pair) -> None:
     thread.start()
     assert recv_fds(right.fileno(), 10, 0) == (b"late", [])
     thread.join()
+
+
+def test_the_time_is_for_all_of_it() -> None:
+    """A reader that takes a little now and then does not hold the sender for ever."""
+    left, right = socket.socketpair()
+    with left, right:
+        done = threading.Event()
+
+        def drip() -> None:
+            while not done.wait(0.02):
+                right.recv(20000)
+
+        reader = threading.Thread(target=drip)
+        reader.start()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            send_fds(left, bytes(50_000_000), timeout=0.3)
+        assert time.monotonic() - began < 5
+        done.set()
+        reader.join()
+
+
+def test_a_long_message_takes_time_in_proportion() -> None:
+    """32 MiB in pieces of the socket's buffer: copying the rest for each would take seconds."""
+    left, right = socket.socketpair()
+    data = bytearray(os.urandom(1 << 16) * 512)
+    with left, right, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(_read_all, right, len(data))
+        began = time.process_time()
+        send_fds(left, memoryview(data), [0])
+        assert time.process_time() - began < 2
+        assert received.result() == data
+
+
+def _read_all(sock: socket.socket, size: int) -> bytearray:
+    got = bytearray()
+    while len(got) < size:
+        data, fds = recv_fds(sock, 1 << 20, 1)
+        got += data
+        for fd in fds:
+            fd.close()
+    return got
+
+
+@pytest.mark.needs_netns
+def test_what_is_sent_may_be_closed_while_it_waits(pair: Pair, netns: NetNs) -> None:
+    """Its number is somebody else's by the time there is room."""
+    left, right = pair
+    left.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        _send_until_it_raises(left, 0)
+    sent = NetNs.of(netns)
+    left.setblocking(True)
+    thread = threading.Thread(target=send_fds, args=(left, b"netns", [sent]))
+    thread.start()
+    while not _waits_for_room(thread):
+        os.sched_yield()
+    number = sent.fileno()
+    sent.close()
+    with open("/dev/null") as other:
+        assert other.fileno() == number
+        fds: list[OwnedFd] = []
+        while not fds:
+            _, fds = recv_fds(right, 60000, 1)
+        thread.join()
+        with fds[0], NetNs.from_fd(fds[0].fileno()) as got:
+            assert got.is_same(netns)
+
+
+def _waits_for_room(thread: threading.Thread) -> bool:
+    """Whether it sleeps in poll(2)."""
+    with open(f"/proc/self/task/{thread.native_id}/wchan") as file:
+        return "poll" in file.read()
+
+
+def test_other_families_carry_no_descriptors() -> None:
+    """TCP takes the bytes and drops the descriptors without a word."""
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, socket.create_connection(server.getsockname()) as client:
+        for sock in (client, client.fileno()):
+            with pytest.raises(SyscallError, match="only a Unix socket") as caught:
+                send_fds(sock, b"x", [0])
+            assert caught.value.errno == errno.EOPNOTSUPP
+        send_fds(client, b"x")
+
+
+def test_mistakes_are_told(pair: Pair) -> None:
+    left, _ = pair
+    with pytest.raises(ValueError, match="at least one byte"):
+        send_fds(left, b"", [0])
+    with OwnedFd(os.dup(0)) as owned, pytest.raises(TypeError, match="fds is a list"):
+        send_fds(left, b"x", owned)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="neither a file descriptor"):
+        send_fds(left, b"x", ["0"])  # type: ignore[list-item]
+    with pytest.raises(SyscallError, match="dup fd 99999: EBADF"):
+        send_fds(left, b"x", [99999])
+    for timeout in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="timeout"):
+            recv_fds(left, 1, 1, timeout)
+    with pytest.raises(ValueError, match="max_fds"):
+        recv_fds(left, 1, -1)
+    send_fds(left, b"x", timeout=float("inf"))
 
 
 @pytest.mark.parametrize("size", [0, -1])

