@@ -55,7 +55,7 @@ def test_one_fact_a_line(pod: Pod) -> None:
         lines = ls()
     inside.communicate()
     found = facts(lines, pod.cookie)
-    assert found[0] == (pod.name, "netns", f"inode {pod.inode}, 1 processes")
+    assert found[0] == (pod.name, "netns", f"inode {pod.inode}, 1 process")
     assert (pod.name, "mount", pod.path) in found
     assert (pod.name, "process", f"{inside.pid} cat - {'x' * 200}") in found
     (held,) = (text for _, what, text in found if what == "socket")
