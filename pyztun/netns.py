@@ -60,8 +60,9 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC
 
 
 class NetNs:
-    """A network namespace, held open; ``of``, ``open``, ``from_*``, ``current``, ``create``.
+    """A network namespace, held open by a descriptor of its own.
 
+    of(), open(), from_path(), from_name(), from_pid(), from_fd(), current() and create() make one.
     The namespace lives at least as long as this object is open, or one of the sockets made in it.
     Any method may be called from any thread, close() too: a call that is running goes on with a
     duplicate of its own. A forgotten object closes quietly.
@@ -349,8 +350,10 @@ class NetNs:
         """Deletes the name by which this was created or opened, as `ip netns delete` does.
 
         Also after close(). The netns itself dies with its last holder. Without a name, or where it
-        is gone already, this does nothing. NetnsGone: the name means another netns by now, and is
-        left alone. MissingCapability: CAP_SYS_ADMIN.
+        is gone already, this does nothing.
+
+        :raises MissingCapability: CAP_SYS_ADMIN.
+        :raises SyscallError: EBUSY: the name means another netns by now, and is left alone.
         """
         if self._name is None:
             return
