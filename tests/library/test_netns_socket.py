@@ -3,7 +3,6 @@
 import errno
 import os
 import socket
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -30,23 +29,7 @@ def main_thread(work: Callable[[], None]) -> None:
     work()
 
 
-def other_thread(work: Callable[[], None]) -> None:
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-
-
-each_thread = pytest.mark.parametrize("run", [main_thread, other_thread])
+each_thread = pytest.mark.parametrize("run", [main_thread, pods.in_thread])
 
 
 @each_thread

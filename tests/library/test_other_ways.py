@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,23 +34,6 @@ each_setns = pytest.mark.parametrize("setns", SETNS, ids=["ctypes", "os.setns"][
 def here() -> int:
     """The inode of the netns of the calling thread."""
     return os.stat(HERE).st_ino
-
-
-def in_thread(work: Callable[[], object]) -> None:
-    """Runs WORK in a thread of its own, which may end in another netns."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
 
 
 def python(code: str, *words: str, pass_fds: tuple[int, ...] = ()) -> str:
@@ -148,7 +130,7 @@ def test_a_thread_born_there_stays_there(netns: NetNs, setns: Callable[[int], ob
             seen.extend([here(), executor.submit(here).result()])
         os.close(back)
 
-    in_thread(recipe)
+    pods.in_thread(recipe)
     assert seen == [home, pod], "we are back, the executor is not"
 
     async def with_pyztun() -> int:
@@ -181,8 +163,8 @@ def test_an_exception_leaves_the_thread_there(netns: NetNs, setns: Callable[[int
             netns.listen(taken.getsockname())
         seen.append(here())
 
-    in_thread(recipe)
-    in_thread(with_pyztun)
+    pods.in_thread(recipe)
+    pods.in_thread(with_pyztun)
     taken.close()
     assert seen == [pod, home]
 
@@ -207,7 +189,7 @@ def test_the_usual_home_is_the_main_threads(setns: Callable[[int], object]) -> N
             recipe(pod)
             seen.append(here() == dwelling.inode)
 
-    in_thread(live_elsewhere)
+    pods.in_thread(live_elsewhere)
     assert seen == [False]
     assert here() == main
 

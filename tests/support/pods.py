@@ -63,7 +63,7 @@ def _checked(result: int, what: str) -> None:
         raise OSError(number, os.strerror(number), what)
 
 
-def _in_thread(work: Callable[[], T]) -> T:
+def in_thread(work: Callable[[], T]) -> T:
     """Runs WORK in a thread made for it, which may lose its netns: the main thread never moves."""
     results: list[T] = []
     errors: list[BaseException] = []
@@ -97,7 +97,7 @@ def in_netns(netns: int | str | os.PathLike[str], work: Callable[[], T]) -> T:
                 os.close(fd)
         return work()
 
-    return _in_thread(moved)
+    return in_thread(moved)
 
 
 def nameless_netns() -> int:
@@ -108,7 +108,7 @@ def nameless_netns() -> int:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-    return _in_thread(make)
+    return in_thread(make)
 
 
 def cookie_of(netns: int | str | os.PathLike[str]) -> int:
