@@ -14,6 +14,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -64,8 +65,29 @@ int pz_netns_create(struct pz_failure *failure)
     return rc < 0 ? pz_fail(failure, PZ_STEP_THREAD, -1, -rc) : birth.result;
 }
 
+/*
+ * Two processes that find no mount on DIR would each make one, one on top of the other. This lock,
+ * which `ip netns add` takes too, lets them do it in turn. Everybody may read the directory, so a
+ * stranger may hold the lock for ever: after some tries we go on without it. Returns the fd that
+ * holds it, or -1.
+ */
+static int lock_directory(const char *dir)
+{
+    enum { TRIES = 1000 };
+    long lock = PZ_RETRY(open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+
+    for (int i = 0; lock != -1 && i < TRIES; i++) {
+        if (flock((int)lock, LOCK_EX | LOCK_NB) == 0)
+            break;
+        sched_yield();
+    }
+    return (int)lock;
+}
+
 static int share_directory(const char *dir)
 {
+    PZ_SCOPED lock = lock_directory(dir);
+
     if (mount("", dir, "none", MS_SHARED | MS_REC, NULL) == 0)
         return 0;
     /* EINVAL: not a mount point yet. */

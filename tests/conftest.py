@@ -26,10 +26,11 @@ MARKERS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts us in the background has SIGINT ignored, and every program that a test
-    # interrupts would inherit that.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell that starts us in the background ignores SIGINT for us, nohup SIGHUP; every program
+    # that a test signals would inherit that.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     privilege.use_a_temporary_directory_for_all()
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}; else skips ({SWITCH}: fails)")

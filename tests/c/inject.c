@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -94,6 +95,7 @@ WRAP(CALL_EPOLL_CTL, int, epoll_ctl, (int e, int op, int fd, struct epoll_event 
      v)
 WRAP(CALL_EPOLL_WAIT, int, epoll_wait, (int e, struct epoll_event *v, int n, int ms), -1, e, v, n,
      ms)
+WRAP(CALL_FLOCK, int, flock, (int fd, int operation), -1, fd, operation)
 WRAP(CALL_FSTAT, int, fstat, (int fd, struct stat *file), -1, fd, file)
 WRAP(CALL_FSTATFS, int, fstatfs, (int fd, struct statfs *fs), -1, fd, fs)
 WRAP(CALL_GETSOCKOPT, int, getsockopt, (int s, int l, int o, void *v, socklen_t *n), -1, s, l, o, v,
@@ -210,8 +212,9 @@ static const char *const NAMES[CALLS] = {
     [CALL_SETNS] = "setns",         [CALL_SETSOCKOPT] = "setsockopt",
     [CALL_SHUTDOWN] = "shutdown",   [CALL_SOCKET] = "socket",
     [CALL_STATX] = "statx",         [CALL_SYSCALL] = "syscall",
-    [CALL_UMOUNT2] = "umount2",     [CALL_UNLINK] = "unlink",
-    [CALL_UNSHARE] = "unshare",     [CALL_WRITE] = "write",
+    [CALL_FLOCK] = "flock",         [CALL_UMOUNT2] = "umount2",
+    [CALL_UNLINK] = "unlink",       [CALL_UNSHARE] = "unshare",
+    [CALL_WRITE] = "write",
 };
 
 const char *call_name(enum call call)

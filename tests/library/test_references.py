@@ -18,6 +18,7 @@ import pytest
 from pyztun import NetNs, NetnsClosed, NetnsGone, NotANetns, OwnedFd, SyscallError, listen
 from support import pods
 from support.pods import Pod
+from support.zt_child import run_code
 
 MakePod = Callable[[], Pod]
 
@@ -335,6 +336,42 @@ def test_several_remove_one_name_at_once() -> None:
         assert name not in pods.names()
         for each in made:
             each.close()
+
+
+FIRST_NAMES = """
+import mmap, os, subprocess
+from pyztun import NetNs, native
+def mounts():
+    with open("/proc/self/mountinfo") as lines:
+        return sum(line.split()[4] == "/run/netns" for line in lines)
+hidden = mounts()  # that of the machine, below the tmpfs
+shared = mmap.mmap(-1, 4)
+def pin(netns, number, turn):
+    if os.fork() == 0:
+        shared[number] = turn
+        while bytes(shared[:2]) != bytes([turn, turn]):
+            pass
+        native.pin_netns(netns.fileno(), "/run/netns", f"/run/netns/{number}")
+        os._exit(0)
+with NetNs.create() as netns:
+    for turn in range(1, 60):
+        for number in range(2):
+            pin(netns, number, turn)
+        assert [os.wait()[1] for _ in range(2)] == [0, 0]
+        print(mounts() - hidden)
+        while mounts() > hidden:
+            subprocess.run(["umount", "--lazy", "/run/netns"], check=True)
+        subprocess.run(["rm", "-r", "/run/netns"], check=True)
+"""
+
+
+@pytest.mark.needs_named_netns
+def test_the_first_names_of_a_machine_at_once() -> None:
+    """Each finds no mount on /run/netns; one of them makes it."""
+    own_run = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs tmpfs /run; exec "$@"', "sh"]
+    done = run_code(FIRST_NAMES, wrap=own_run)
+    assert done.stderr == ""
+    assert set(done.stdout.split()) == {"1"}
 
 
 @pytest.mark.needs_named_netns
