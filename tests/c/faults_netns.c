@@ -285,6 +285,13 @@ static void open_pod_that_cannot_be_pinned(void)
     inject(CALL_MOUNT, 4, EPERM);
 }
 
+/* The compiler may make a copy of what follows for a directory that could not be locked. */
+static void open_pod_to_pin_without_the_lock(void)
+{
+    open_pod_to_pin();
+    inject(CALL_OPEN, 1, EMFILE);
+}
+
 static void forget_pin(int result)
 {
     (void)result;
@@ -362,6 +369,11 @@ struct scenarios netns_scenarios(void)
          .opens = true},
         {.name = "pin",
          .set_up = open_pod_to_pin,
+         .run = pin,
+         .tear_down = expect_pinned_or_absent,
+         .opens = true},
+        {.name = "pin without the lock",
+         .set_up = open_pod_to_pin_without_the_lock,
          .run = pin,
          .tear_down = expect_pinned_or_absent,
          .opens = true},

@@ -33,6 +33,8 @@ static const struct rule RULES[] = {
     {"pin", "netns_create", "mkdir", EEXIST, BECOMES, ENOENT, NULL, "the mount fails, then"},
     {NULL, "netns_create", "flock", 0, SERVES, 0, NULL, "tried again, and done without it"},
     {"pin", "netns_create", "open", 0, EITHER, 0, NULL, "the lock is done without, the name not"},
+    {"pin without the lock", "netns_create", "open", 0, EITHER, 0, NULL, "likewise"},
+    {"pin without the lock", "netns_create", "mkdir", EEXIST, BECOMES, ENOENT, NULL, "likewise"},
     {"pin that fails", "netns_create", "open", 0, EITHER, 0, NULL, "likewise"},
     {"pin that fails", "netns_create", "unlink", 0, SERVES, 0, NULL, "the first error is told"},
     {"pin that fails", "netns_create", "mkdir", EEXIST, BECOMES, ENOENT, NULL, "likewise"},
