@@ -1,6 +1,6 @@
 """Makes a crowd of netns and descriptors, runs `pyztun netns ls --json` there, and tells the time.
 
-    unshare --mount python netns_crowd.py HOLDERS
+    unshare --mount python netns_crowd.py HOLDERS PYZTUN
 
 Each of the HOLDERS processes makes 100 netns, half of them with a name, holds a descriptor of each
 and three listeners in it, and other descriptors up to 1000. /run is private and goes with the
