@@ -36,8 +36,8 @@ examples:
   pyztun netns ls | grep 0.0.0.0:8080                   who listens there, in any netns
   pyztun netns ls --json | jq '.netns[] | select(.names == [] and .processes == [])'
 
-exit status: 0 done, also if something could not be read; 1 failed, one line on stderr, or the reader
-of the pipe has gone; 2 usage; 130 interrupted
+exit status: 0 done, also if something could not be read; 1 failed, one line on stderr, or the
+reader of the pipe has gone; 2 usage; 130 interrupted
 """
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
