@@ -15,6 +15,8 @@
  *
  * Any failure ends the program with a line on stderr.
  */
+#include "common.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,43 +26,6 @@
 #include <unistd.h>
 
 enum { MAX_PATH = 108, MAX_ANSWER = 512 };
-
-static void must(int ok, const char *what)
-{
-    if (ok)
-        return;
-    perror(what);
-    exit(1);
-}
-
-static long now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000L + now.tv_nsec;
-}
-
-static void send_request(int sock, char byte, int netns)
-{
-    struct iovec data = {.iov_base = &byte, .iov_len = 1};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct msghdr message = {
-        .msg_iov = &data,
-        .msg_iovlen = 1,
-        .msg_control = control.bytes,
-        .msg_controllen = sizeof control.bytes,
-    };
-
-    control.align.cmsg_level = SOL_SOCKET;
-    control.align.cmsg_type = SCM_RIGHTS;
-    control.align.cmsg_len = CMSG_LEN(sizeof netns);
-    memcpy(CMSG_DATA(&control.align), &netns, sizeof netns);
-    must(sendmsg(sock, &message, MSG_NOSIGNAL) == 1, "sendmsg");
-}
 
 /* Reads one line, which must begin with EXPECTED. */
 static void read_answer(int sock, const char *expected)
@@ -89,7 +54,7 @@ static long ask(const struct sockaddr_un *receiver, char byte, int netns, const 
     must(sock >= 0, "socket");
     long begin = now_ns();
     must(connect(sock, (const struct sockaddr *)receiver, sizeof *receiver) == 0, "connect");
-    send_request(sock, byte, netns);
+    send_fd(sock, byte, netns);
     read_answer(sock, expected);
     long took = now_ns() - begin;
     close(sock);

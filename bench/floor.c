@@ -25,6 +25,8 @@
  *
  * Any failure ends the program with a line on stderr.
  */
+#include "common.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -42,14 +44,6 @@
 
 enum { LISTENERS = 3, BACKLOG = 4096, MAX_NETNS = 256 };
 static const unsigned short PORTS[LISTENERS] = {15008, 15006, 15001};
-
-static void must(int ok, const char *what)
-{
-    if (ok)
-        return;
-    perror(what);
-    exit(1);
-}
 
 static int open_home(void)
 {
@@ -130,14 +124,6 @@ static void listen_in_by_helper(struct errand *errand)
     listen_on_all(errand);
 }
 
-static long now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000L + now.tv_nsec;
-}
-
 /* One pass over all pods; nanoseconds a pod. */
 static long timed_pass(const int *pods, int npods, int count, int home, const char *how)
 {
@@ -184,28 +170,6 @@ static void *serve_listen(void *words)
     return NULL;
 }
 
-static void send_fd(int peer, int fd)
-{
-    char byte = 1;
-    struct iovec data = {.iov_base = &byte, .iov_len = 1};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct msghdr message = {
-        .msg_iov = &data,
-        .msg_iovlen = 1,
-        .msg_control = control.bytes,
-        .msg_controllen = sizeof control.bytes,
-    };
-
-    control.align.cmsg_level = SOL_SOCKET;
-    control.align.cmsg_type = SCM_RIGHTS;
-    control.align.cmsg_len = CMSG_LEN(sizeof fd);
-    memcpy(CMSG_DATA(&control.align), &fd, sizeof fd);
-    must(sendmsg(peer, &message, MSG_NOSIGNAL) == 1, "sendmsg");
-}
-
 /* Receives a request. Returns its byte and the descriptor that came with it. */
 static int receive(int peer, int *fd)
 {
@@ -240,7 +204,7 @@ static void *serve_pass(void *word)
         long begin = now_ns();
         for (int i = 0; i < trips; i++) {
             int received;
-            send_fd(ends[0], fd);
+            send_fd(ends[0], 1, fd);
             receive(ends[1], &received);
             close(received);
         }

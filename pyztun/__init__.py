@@ -8,6 +8,8 @@ start nearly as fast as bare python.
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyztun.aio import Server, open_connection, start_server
@@ -90,17 +92,21 @@ __all__ = [
 ]
 
 
+def _load(package: str, home: dict[str, str], name: str) -> object:
+    """A public name of a package, from the module that defines it; loaded once (PEP 562)."""
+    module = home.get(name)
+    if module is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    # importlib costs more than the module that is asked for; __import__ is already there.
+    value: object = getattr(__import__(f"{package}.{module}", fromlist=[name]), name)
+    setattr(sys.modules[package], name, value)
+    return value
+
+
 if not TYPE_CHECKING:  # a checker that saw it would accept any name
 
     def __getattr__(name: str) -> object:
-        """Loads a public name from the module that defines it (PEP 562)."""
-        module = _HOME.get(name)
-        if module is None:
-            raise AttributeError(f"module 'pyztun' has no attribute {name!r}")
-        # importlib costs more than the module that is asked for; __import__ is already there.
-        value = getattr(__import__(f"pyztun.{module}", fromlist=[name]), name)
-        globals()[name] = value
-        return value
+        return _load(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -23,18 +23,16 @@ if TYPE_CHECKING:
 
     from pyztun.types import Address, ListenOptions, Reference, Resolved
 
-    class ServerOptions(ListenOptions, total=False):
+    class TlsOptions(TypedDict, total=False):
+        """What asyncio wants to know of a TLS connection."""
+
+        ssl_handshake_timeout: float | None
+        ssl_shutdown_timeout: float | None
+
+    class ServerOptions(ListenOptions, TlsOptions, total=False):
         """The keyword arguments that start_server() hands on."""
 
         ssl: Any
-        ssl_handshake_timeout: float | None
-        ssl_shutdown_timeout: float | None
-
-    class ClientOptions(TypedDict, total=False):
-        """The keyword arguments that open_connection() hands on."""
-
-        ssl_handshake_timeout: float | None
-        ssl_shutdown_timeout: float | None
 
 
 LIMIT = 2**16
@@ -173,7 +171,7 @@ async def open_connection(
     mark: int = 0,
     ssl: Any = None,
     server_hostname: str | None = None,
-    **options: Unpack[ClientOptions],
+    **options: Unpack[TlsOptions],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """asyncio.open_connection() out of another netns.
 
@@ -217,18 +215,10 @@ async def _connect_to_one(dialer: Dialer, targets: list[Resolved]) -> socket.soc
 
 
 async def _connect(dialer: Dialer, target: Resolved) -> socket.socket:
-    family, address = target
-    sock = dialer.prepare(family)
-    try:
+    with dialer.attempt(target) as sock:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except OSError as error:
-        sock.close()
-        raise dialer.failed("connect", address, error) from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        await asyncio.get_running_loop().sock_connect(sock, target[1])
+        return sock
 
 
 async def _resolve_all(host: str | Sequence[str] | None, port: int) -> list[Resolved]:

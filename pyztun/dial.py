@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import contextmanager
 
 from pyztun import addresses
 from pyztun.errors import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
-    from pyztun.errors import SyscallError
     from pyztun.types import Address, Resolved
 
 _HINTS = {
@@ -22,6 +22,7 @@ _HINTS = {
     errno.EADDRNOTAVAIL: "the netns has no address or no port to connect from",
     errno.ETIMEDOUT: "no answer in time",
 }
+_NO_HINTS: Mapping[int, str] = {}
 
 
 class Dialer:
@@ -52,55 +53,53 @@ class Dialer:
         """Those of the resolved addresses that the source address allows. ValueError: none."""
         return addresses.of_family(found, self._source)
 
-    def prepare(self, family: int) -> socket.socket:
-        """A socket of the pod with mark and source address, not yet connected; the caller owns it.
+    def connect(self, target: Resolved, timeout: float | None) -> socket.socket:
+        """Connects to one address; blocks up to ``timeout`` seconds, which stay on the socket."""
+        with self.attempt(target) as sock:
+            sock.settimeout(timeout)
+            sock.connect(target[1])
+            return sock
 
-        MissingCapability, AddressInUse, UnsupportedFamily, SyscallError.
+    @contextmanager
+    def attempt(self, target: Resolved) -> Iterator[socket.socket]:
+        """A socket of the pod with mark and source address, to be connected in the with-block.
+
+        The caller owns it, unless the block raises: then it is closed, and an OSError of the
+        connection becomes one of ours. MissingCapability, AddressInUse, UnsupportedFamily.
         """
+        family, address = target
         sock = self._make(family)
         try:
             self._set_mark(sock)
             self._bind(sock)
+            with _explained("connect", self._at(address), _HINTS):
+                yield sock
         except BaseException:
             sock.close()
             raise
-        return sock
-
-    def connect(self, target: Resolved, timeout: float | None) -> socket.socket:
-        """Connects to one address; blocks up to ``timeout`` seconds, which stay on the socket."""
-        family, address = target
-        sock = self.prepare(family)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            raise self.failed("connect", address, error) from error
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def failed(self, syscall: str, address: Address, error: OSError) -> SyscallError:
-        """The error in our words; python's own has no errno where its timeout passed."""
-        number = errno.ETIMEDOUT if error.errno is None else error.errno
-        subject = f"{addresses.shown(address)} in {self._where}"
-        return explain(number, syscall, subject, _HINTS.get(number, ""))
 
     def _set_mark(self, sock: socket.socket) -> None:
-        if self._mark == 0:
-            return
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, addresses.packed_mark(self._mark))
-        except OSError as error:
-            raise explain(error.errno or 0, "setsockopt(SO_MARK)", self._where) from error
+        if self._mark != 0:
+            with _explained("setsockopt(SO_MARK)", self._where):
+                sock.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_MARK, addresses.packed_mark(self._mark)
+                )
 
     def _bind(self, sock: socket.socket) -> None:
-        if self._source is None:
-            return
-        _, address = self._source
-        try:
-            sock.bind(address)
-        except OSError as error:
-            subject = f"{addresses.shown(address)} in {self._where}"
-            raise explain(error.errno or 0, "bind", subject) from error
+        if self._source is not None:
+            with _explained("bind", self._at(self._source[1])):
+                sock.bind(self._source[1])
+
+    def _at(self, address: Address) -> str:
+        return f"{addresses.shown(address)} in {self._where}"
+
+
+@contextmanager
+def _explained(syscall: str, subject: str, hints: Mapping[int, str] = _NO_HINTS) -> Iterator[None]:
+    """An OSError of the block in our words."""
+    try:
+        yield
+    except OSError as error:
+        # Python's own has no errno where its timeout passed.
+        number = errno.ETIMEDOUT if error.errno is None else error.errno
+        raise explain(number, syscall, subject, hints.get(number, "")) from error

@@ -56,6 +56,10 @@ def _because(syscall: str, subject: str) -> Callable[[int], SyscallError]:
     return lambda number: explain(number, syscall, subject)
 
 
+def _at_step(failure: CData, subject: str) -> Callable[[int], SyscallError]:
+    return lambda number: explain(number, _step(failure)[0], subject)
+
+
 def _step(failure: CData) -> tuple[str, int]:
     return ffi.string(lib.pz_step_name(failure.step)).decode(), failure.index
 
@@ -241,7 +245,7 @@ def netns_cookie(fd: int, subject: str, home_fd: int = -1) -> int:
     cookie, failure = ffi.new("uint64_t *"), ffi.new("struct pz_failure *")
     rc = lib.pz_netns_cookie(fd, home_fd, cookie, failure)
     if rc < 0:
-        raise explain(-rc, _step(failure)[0], subject)
+        raise _at_step(failure, subject)(-rc)
     return int(cookie[0])
 
 
@@ -282,7 +286,7 @@ def make_socket(netns_fd: int, family: int, kind: int, protocol: int, subject: s
         kind,
         protocol,
         failure,
-        failed=lambda number: explain(number, _step(failure)[0], subject),
+        failed=_at_step(failure, subject),
     )
 
 
@@ -405,11 +409,7 @@ class ListenPlan:
 def create_netns() -> OwnedFd:
     """A fresh netns with loopback up; the calling thread does not move. MissingCapability."""
     failure = ffi.new("struct pz_failure *")
-    return own(
-        lib.pz_netns_create,
-        failure,
-        failed=lambda number: explain(number, _step(failure)[0], "new netns"),
-    )
+    return own(lib.pz_netns_create, failure, failed=_at_step(failure, "new netns"))
 
 
 def pin_netns(fd: int, directory: str, path: str) -> None:
@@ -417,7 +417,7 @@ def pin_netns(fd: int, directory: str, path: str) -> None:
     failure = ffi.new("struct pz_failure *")
     rc = lib.pz_netns_pin(fd, os.fsencode(directory), os.fsencode(path), failure)
     if rc < 0:
-        raise explain(-rc, _step(failure)[0], path)
+        raise _at_step(failure, path)(-rc)
 
 
 def unpin_netns(path: str) -> None:

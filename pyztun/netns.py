@@ -68,22 +68,13 @@ class NetNs:
     duplicate of its own. A forgotten object closes quietly.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cookie",
-        "_fd",
-        "_identity",
-        "_is_open",
-        "_name",
-        "reference",
-    )
+    __slots__ = ("_cookie", "_fd", "_identity", "_name", "reference")
 
     def __init__(self, fd: OwnedFd, reference: str = "") -> None:
         """Takes ownership of ``fd`` (also when this raises). NotANetns if it is something else.
 
         :param reference: what the user called it; error texts contain it.
         """
-        self._is_open = False
         if not isinstance(fd, OwnedFd):
             raise TypeError("NetNs.open() and NetNs.of() take a name, a path, pid:N, fd:N")
         try:
@@ -95,7 +86,6 @@ class NetNs:
         self._identity = (dev, inode)
         self._name: str | None = None
         self.reference = reference or f"(unnamed, inode {inode})"
-        self._is_open = True
 
     # ---- making one --------------------------------------------------------------------------
 
@@ -203,9 +193,10 @@ class NetNs:
 
     def fileno(self) -> int:
         """The fd of the namespace, still owned by this object. NetnsClosed once closed."""
-        if not self._is_open:
+        fd = self._fd.fileno()
+        if fd < 0:
             raise NetnsClosed(errno.EBADF, f"this NetNs is closed: {self.reference}")
-        return self._fd.fileno()
+        return fd
 
     @property
     def inode(self) -> int:
@@ -397,10 +388,7 @@ class NetNs:
 
         A call that another thread has running is not disturbed.
         """
-        if not self._is_open:
-            return
         with _lock:
-            self._is_open = False
             self._fd.close()
 
     def lease(self) -> OwnedFd:
@@ -418,7 +406,7 @@ class NetNs:
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return not self._is_open
+        return self._fd.fileno() < 0
 
     def __enter__(self) -> NetNs:
         self.fileno()
@@ -433,26 +421,28 @@ class NetNs:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_is_open", False):  # __init__ may not have come that far
-            self._fd.close()
+        fd = getattr(self, "_fd", None)  # __init__ may not have come that far
+        if fd is not None:
+            fd.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a NetNs cannot be copied or pickled: NetNs.of() duplicates one")
 
     def __repr__(self) -> str:
+        if self.closed:
+            return f"<NetNs {self.reference} closed>"
         inode = f"inode {self._identity[1]}"
-        known = self.reference if inode in self.reference else f"{self.reference} {inode}"
-        return f"<NetNs {known}>" if self._is_open else f"<NetNs {self.reference} closed>"
+        return f"<NetNs {self.reference}{'' if inode in self.reference else f' {inode}'}>"
 
 
-def open_namespace(path: str, reference: str, probe: int = _PROBE) -> OwnedFd:
+def open_namespace(path: str, reference: str, *, follow: bool = True) -> OwnedFd:
     """Opens a path if it is one of nsfs, and nothing else: no FIFO, no device, no FUSE file.
 
-    :param probe: flags for the first look, at least O_PATH | O_CLOEXEC.
+    :param follow: whether the path may end in a symbolic link.
     :raises NetnsGone, NotANetns, MissingCapability, SyscallError:
     """
     try:
-        with own(os.open, path, probe) as found:
+        with own(os.open, path, _PROBE if follow else _PROBE | os.O_NOFOLLOW) as found:
             if native.is_on_nsfs(found.fileno(), reference):
                 return own(os.open, f"/proc/self/fd/{found.fileno()}", _OPEN)
     except SyscallError:

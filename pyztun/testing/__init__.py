@@ -7,6 +7,8 @@ first use: pytest imports this package in every run of everybody who has pyztun 
 
 from __future__ import annotations
 
+from pyztun import _load
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyztun.testing.leaks import LeakCheck, Leaked
@@ -38,13 +40,7 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker that saw it would accept any name
 
     def __getattr__(name: str) -> object:
-        """Loads a public name from the module that defines it (PEP 562)."""
-        module = _HOME.get(name)
-        if module is None:
-            raise AttributeError(f"module 'pyztun.testing' has no attribute {name!r}")
-        value = getattr(__import__(f"pyztun.testing.{module}", fromlist=[name]), name)
-        globals()[name] = value
-        return value
+        return _load(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pyztun import addresses
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,13 +27,17 @@ def lines(census: Census) -> Iterator[str]:
     """All lines, without their newlines."""
     rows = [("NETNS", "NAME", "WHAT", "")]
     for one in census.netns:
-        cookie, label = (UNKNOWN if one.cookie is None else str(one.cookie)), names_of(one)
-        rows += [(cookie, label, what, text) for what, text in facts(census, one)]
+        rows += [(cookie_of(one), names_of(one), *fact) for fact in facts(census, one)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
         yield "  ".join([*cells, row[3]]).rstrip()
     yield from unread(census)
+
+
+def cookie_of(one: Netns) -> str:
+    """Its cookie, as far as it is known."""
+    return UNKNOWN if one.cookie is None else str(one.cookie)
 
 
 def names_of(one: Netns) -> str:
@@ -58,8 +64,17 @@ def summary(one: Netns) -> str:
     """How it is known, and whether it would be overlooked."""
     inode = UNKNOWN if one.inode is None else one.inode
     hidden = f", {HIDDEN}" if one.is_hidden else ""
-    count = len(one.processes)
-    return f"inode {inode}, {count} {'process' if count == 1 else 'processes'}{hidden}"
+    return f"inode {inode}, {processes(one)}{hidden}"
+
+
+def processes(one: Netns) -> str:
+    """How many live in it."""
+    return counted(len(one.processes), "process", "processes")
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """``1 mount`` or ``2 mounts``."""
+    return f"{count} {one if count == 1 else more}"
 
 
 def pin_text(census: Census, pin: Pin) -> str:
@@ -78,8 +93,7 @@ def pin_text(census: Census, pin: Pin) -> str:
 def place_text(place: Place) -> str:
     """``tcp 127.0.0.1:80``, or ``udp [fe80::1%2]:546`` for a socket bound to interface 2."""
     scope = f"%{place.interface}" if place.interface else ""
-    host = f"{place.address}{scope}"
-    return f"{place.proto} {f'[{host}]' if ':' in host else host}:{place.port}"
+    return f"{place.proto} {addresses.shown((f'{place.address}{scope}', place.port))}"
 
 
 def owners_text(census: Census, pids: list[int]) -> str:

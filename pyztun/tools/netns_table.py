@@ -43,7 +43,6 @@ def print_table(census: Census) -> None:
 
 
 def _cells(census: Census, one: Netns) -> list[Text]:
-    cookie = plain.UNKNOWN if one.cookie is None else str(one.cookie)
     named = [plain.shown(name) for name in sorted(one.names)]
     named += [
         plain.shown(path) for path in sorted(one.paths) if os.path.basename(path) not in named
@@ -51,7 +50,7 @@ def _cells(census: Census, one: Netns) -> list[Text]:
     style = "bold green" if one.is_home else "bold"
     label = [Text("(home)", style)] if one.is_home else []
     return [
-        Text(cookie, style),
+        Text(plain.cookie_of(one), style),
         _cell([*label, *(Text(name, style) for name in named)]),
         _cell(Text(_who(census, pid)) for pid in _programs_first(census, one.processes)),
         _listening(census, one),
@@ -83,7 +82,7 @@ def _kept(census: Census, one: Netns) -> Iterable[Text]:
         elif pin.kind != "process":
             groups.setdefault((pin.kind, pin.pid or 0), []).append(pin)
     if one.processes:
-        yield Text(_counted(len(one.processes), "process", "processes"))
+        yield Text(plain.processes(one))
     if mounts:
         yield Text(_mounts(census, mounts))
     for (kind, pid), pins in groups.items():
@@ -93,7 +92,7 @@ def _kept(census: Census, one: Netns) -> Iterable[Text]:
 def _mounts(census: Census, pins: list[Pin]) -> str:
     far = [pin.pid for pin in pins if pin.pid is not None]
     where = f", {len(far)} not here but where {_who(census, far[0])} is" if far else ""
-    return f"{_counted(len(pins), 'mount', 'mounts')}{where}"
+    return f"{plain.counted(len(pins), 'mount', 'mounts')}{where}"
 
 
 def _numbers(kind: str, pins: list[Pin]) -> str:
@@ -123,7 +122,3 @@ def _programs_first(census: Census, pids: list[int]) -> list[int]:
 def _total(every: list[Netns]) -> str:
     hidden = sum(one.is_hidden for one in every)
     return f"{len(every)} netns{f', {hidden} of them {plain.HIDDEN}' if hidden else ''}"
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"

@@ -23,7 +23,6 @@ NETNS_LINK, SOCKET_LINK = "net:[", "socket:["
 CAP_SYS_PTRACE = 19
 HIDING = re.compile(r"\bhidepid=(2|4|invisible|ptraceable)\b")
 OCTAL = re.compile(r"\\([0-7]{3})")
-PROBE = os.O_PATH | os.O_CLOEXEC
 
 
 def number_in(link: str) -> int:
@@ -149,7 +148,7 @@ def open_descriptor(task: str, fd: int) -> NetNs:
 def open_mount(path: str) -> NetNs:
     """Opens a mount point if it is one of a netns. NotANetns, OSError."""
     # Whoever may write there can have put a symbolic link in its place meanwhile.
-    return NetNs(open_namespace(path, path, PROBE | os.O_NOFOLLOW), path)
+    return NetNs(open_namespace(path, path, follow=False), path)
 
 
 def may_trace_all() -> bool:

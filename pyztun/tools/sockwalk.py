@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyztun import native
 from pyztun.errors import MissingCapability, SyscallError
-from pyztun.fds import OwnedFd
+from pyztun.fds import own
 from pyztun.netns import NetNs
 from pyztun.tools import procfs
 from pyztun.tools.unreadable import NEEDS_NET_ADMIN, NEEDS_PTRACE
@@ -104,7 +104,7 @@ class SocketWalk:
 
     def _ask_tun(self, task: Task, fd: int, copy: int) -> None:
         if procfs.is_own_tun(copy):
-            opened = OwnedFd(fcntl.ioctl(copy, SIOCGSKNS))
+            opened = own(fcntl.ioctl, copy, SIOCGSKNS)
             found = self._census.add(NetNs(opened, "of a tun descriptor"))
             if found is not task.netns:
                 found.pin("tun", pid=task.pid, fd=fd)

@@ -105,6 +105,35 @@ def test_a_child_is_at_home_and_can_go_itself(pod: NetNs) -> None:
     assert thread_netns() == home
 
 
+def test_a_child_can_use_what_another_thread_uses(pod: NetNs) -> None:
+    """Also where that one held the lock of the NetNs at the moment of the fork."""
+
+    def check() -> int:
+        with pod.socket() as made:
+            return 0 if native.socket_cookie(made.fileno()) == pod.cookie else 1
+
+    with busy(lambda: pod.socket().close()) as wrong:
+        assert [code_of_child(check) for _ in range(FORKS)] == [0] * FORKS
+    assert wrong == []
+
+
+def test_a_child_that_closes_it_has_closed_it(pod: NetNs) -> None:
+    """Whatever call another thread of the parent had running at the fork."""
+
+    def check() -> int:
+        number = pod.fileno()
+        pod.close()
+        try:
+            os.fstat(number)
+        except OSError:
+            return 0
+        return 1
+
+    with busy(lambda: listen_once(pod)) as wrong:
+        assert [code_of_child(check) for _ in range(FORKS)] == [0] * FORKS
+    assert wrong == []
+
+
 def test_children_of_a_worker_while_the_main_thread_listens(pod: NetNs) -> None:
     """The main thread's helper is away while a worker forks: the child is a copy of the worker."""
     home = thread_netns()

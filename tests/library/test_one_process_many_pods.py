@@ -35,32 +35,22 @@ class Servers:
 
     def __init__(self, pods: list[Pod]) -> None:
         self._pods = pods
-        self._ready = threading.Event()
         self._servers = [
             uvicorn.Server(
                 uvicorn.Config(application(pod.name), lifespan="off", log_level="warning")
             )
             for pod in pods
         ]
-        self._thread = threading.Thread(target=self._run)
 
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        listeners = [pyztun.listen(("0.0.0.0", PORT), netns=pod.name) for pod in self._pods]
-        tasks = [
-            asyncio.create_task(server.serve(sockets=[listener]))
-            for server, listener in zip(self._servers, listeners, strict=True)
-        ]
-        while not all(server.started for server in self._servers):
-            await asyncio.sleep(0.001)
-        self._ready.set()
-        await asyncio.gather(*tasks)
+    async def _serve(self, listeners: list[socket.socket]) -> None:
+        pairs = zip(self._servers, listeners, strict=True)
+        await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in pairs))
 
     def __enter__(self) -> None:
+        """Who connects before a server runs waits in the backlog."""
+        listeners = [pyztun.listen(("0.0.0.0", PORT), netns=pod.name) for pod in self._pods]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listeners)))
         self._thread.start()
-        assert self._ready.wait(30)
 
     def __exit__(self, *_: object) -> None:
         for server in self._servers:

@@ -8,7 +8,6 @@ import asyncio
 import ctypes
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import pytest
 
 from pyztun import NetNs, NetnsGone, listen, socket_netns, start_server
 from support import pods
-from support.programs import environment
+from support.zt_child import run_code
 
 CLONE_NEWNET = 0x40000000
 HERE = "/proc/thread-self/ns/net"
@@ -28,7 +27,8 @@ pytestmark = pytest.mark.needs_netns
 SETNS: list[Callable[[int], object]] = [lambda fd: libc.setns(fd, CLONE_NEWNET)]
 if hasattr(os, "setns"):
     SETNS.append(lambda fd: getattr(os, "setns")(fd, CLONE_NEWNET))  # noqa: B009 (3.12 and later)
-each_setns = pytest.mark.parametrize("setns", SETNS, ids=["ctypes", "os.setns"][: len(SETNS)])
+WAYS = ["ctypes", "os.setns"][: len(SETNS)]
+each_setns = pytest.mark.parametrize("setns", SETNS, ids=WAYS)
 
 
 def here() -> int:
@@ -38,15 +38,8 @@ def here() -> int:
 
 def python(code: str, *words: str, pass_fds: tuple[int, ...] = ()) -> str:
     """Runs CODE in a child process, whose main thread may move; its stdout, stripped."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        pass_fds=pass_fds,
-        env=environment(),
-    )
+    done = run_code(code, *words, pass_fds=pass_fds)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
@@ -107,10 +100,8 @@ print(seen == {home})
 """
 
 
-@pytest.mark.parametrize("way", ["ctypes", "os.setns"])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_whole_process_seems_to_be_in_the_pod(netns: NetNs, way: str) -> None:
-    if way == "os.setns" and not hasattr(os, "setns"):
-        pytest.skip("this Python has no os.setns: see test_os_setns_is_new")
     number = netns.fileno()
     assert python(OBSERVED, str(number), way, pass_fds=(number,)) == "True"
     assert python(NOT_OBSERVED, str(number), pass_fds=(number,)) == "True"
@@ -218,14 +209,7 @@ thread.join()
 @pytest.mark.needs_userns
 def test_there_may_be_no_way_back(no_capability: list[str]) -> None:
     """In a user namespace of one's own without a netns of one's own."""
-    done = subprocess.run(
-        [*no_capability, "unshare", "-Ur", sys.executable, "-c", NO_WAY_BACK],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment(),
-    )
+    done = run_code(NO_WAY_BACK, wrap=[*no_capability, "unshare", "-Ur"])
     assert done.stdout.split("\n") == ["refused before it leaves True", "lost True", ""]
 
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -261,33 +260,6 @@ def test_a_lease_stays_what_it_is(netns: NetNs) -> None:
             target.socket()
 
 
-def test_a_child_that_closes_it_has_closed_it(netns: NetNs) -> None:
-    """Whatever call another thread of the parent had running at the fork."""
-    done = threading.Event()
-
-    def use() -> None:
-        while not done.is_set():
-            netns.listen(("127.0.0.1", 0))[0].close()
-
-    def child() -> int:
-        number = netns.fileno()
-        netns.close()
-        try:
-            os.fstat(number)
-        except OSError:
-            return 0
-        return 1
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        codes = [_in_child(child) for _ in range(30)]
-    finally:
-        done.set()
-        thread.join()
-    assert codes == [0] * 30
-
-
 # ---- create, remove ------------------------------------------------------------------------------
 
 
@@ -419,35 +391,3 @@ def test_a_taken_name(pod: Pod) -> None:
 def _ip_netns() -> list[str]:
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
     return [line.split()[0] for line in done.stdout.splitlines()]
-
-
-def test_a_child_forked_meanwhile_can_use_it(netns: NetNs) -> None:
-    """Also where another thread held the lock at the moment of the fork."""
-    done = threading.Event()
-
-    def use() -> None:
-        while not done.is_set():
-            netns.socket().close()
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        codes = [_in_child(lambda: _netns_inode(netns.socket()) - netns.inode) for _ in range(30)]
-    finally:
-        done.set()
-        thread.join()
-    assert codes == [0] * 30
-
-
-def _in_child(work: Callable[[], int]) -> int:
-    with warnings.catch_warnings():
-        if sys.version_info >= (3, 12):
-            warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
-        pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(work() & 0xFF)
-        finally:
-            os._exit(4)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
