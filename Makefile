@@ -32,6 +32,7 @@ lint: ## ruff, mypy strict, clang-format, and the C core with every warning an e
 	$(INVOKER) $(PYTHON) -m ruff check .
 	$(INVOKER) $(PYTHON) -m ruff format --check .
 	$(INVOKER) $(PYTHON) -m mypy
+	$(INVOKER) scripts/generate-protobuf --check
 	$(INVOKER) .venv/bin/clang-format --dry-run -Werror csrc/*.[ch] tests/c/*.[ch]
 	@$(INVOKER) $(MAKE) --no-print-directory -C tests/c analyze
 

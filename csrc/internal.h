@@ -70,10 +70,15 @@ static inline int64_t pz_now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* -1 (for ever) stays -1; else the moment at which timeout_ms from now have passed. */
+/*
+ * The moment at which timeout_ms from now have passed; -1 (for ever) stays -1. One millisecond more
+ * than the clock, which is rounded down, says: no wait ends before its time.
+ */
 static inline int64_t pz_deadline(int timeout_ms)
 {
-    return timeout_ms < 0 ? -1 : pz_now_ms() + timeout_ms;
+    if (timeout_ms <= 0)
+        return timeout_ms < 0 ? -1 : pz_now_ms();
+    return pz_now_ms() + timeout_ms + 1;
 }
 
 static inline bool pz_has_passed(int64_t deadline)

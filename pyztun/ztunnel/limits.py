@@ -6,9 +6,7 @@ not keep a listener from being made, nor a thousand pods a peer from being accep
 
 from __future__ import annotations
 
-import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyztun import native
 from pyztun.errors import PyztunError
@@ -32,20 +30,6 @@ class Budget:
     max_peers: int
     max_connections: int
     max_workloads: int
-
-
-def raise_fd_limit() -> int:
-    """Raises the soft RLIMIT_NOFILE to the hard one if it may; returns what is in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = int(Path("/proc/sys/fs/nr_open").read_text())
-    if soft == hard:
-        return soft
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):  # a seccomp filter such as systemd's ~@resources
-        return soft
-    return hard
 
 
 def share_out(fd_limit: int, listeners: int, max_peers: int, max_workloads: int) -> Budget:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pyztun.ztunnel.log import Log
+    from pyztun.service.log import Log
     from pyztun.ztunnel.workloads import Workload, Workloads
 
 DRAIN_TIME = 2.0

@@ -16,26 +16,21 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pyztun import native
 from pyztun.errors import SyscallError
 from pyztun.netns import NetNs
+from pyztun.service import life
+from pyztun.service.fdlimit import raise_fd_limit
+from pyztun.service.log import Log
+from pyztun.service.notify import notify
 from pyztun.socketfile import SocketFile
 from pyztun.ztunnel import limits
-from pyztun.ztunnel.log import Log
-from pyztun.ztunnel.notify import notify
 from pyztun.ztunnel.receiver import Receiver, forbidden
 from pyztun.ztunnel.settings import DEADLINE, Settings
 from pyztun.ztunnel.workloads import Workloads
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-THREAD_ENDED = signal.SIGUSR2
 GIL_PATIENCE = 0.0001
 """Seconds after which the handoff thread, back with a request, takes the GIL from the log thread.
 
@@ -45,17 +40,15 @@ MAX_UNSENT = 16 * 1024 * 1024
 ACCEPT_QUEUED_TIME = 1.0
 STOP_TIME = 15.0
 """Seconds for a step of a drain; its own limits add up to less, unless a thread is stuck."""
-FOREVER = 10.0**9
 
 
 def run(settings: Settings) -> int:
     """Runs the service until it is told to stop; returns the exit status. PyztunError at start."""
-    # Before any thread, so that every thread inherits it and only sigwait() in main sees a signal.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [*_stop_signals(), THREAD_ENDED])
+    life.block_signals()
     sys.setswitchinterval(GIL_PATIENCE)
     listeners = len(settings.listeners)
     budget = limits.share_out(
-        limits.raise_fd_limit(), listeners, settings.max_peers, settings.max_workloads
+        raise_fd_limit(), listeners, settings.max_peers, settings.max_workloads
     )
     with NetNs.current() as home:
         native.prove_home(home.fileno())
@@ -141,36 +134,16 @@ class _Parts:
         os.close(self.responder_wake)
 
 
-class _Worker(threading.Thread):
-    """A thread whose end, good or bad, reaches main as a signal."""
-
-    def __init__(self, name: str, body: Callable[[], None], log: Log) -> None:
-        super().__init__(name=name, daemon=True)
-        self._body, self._log = body, log
-        self._main = threading.main_thread().ident
-        self.ended = self.failed = False
-
-    def run(self) -> None:
-        try:
-            self._body()
-        except BaseException:
-            self.failed = True
-            self._log.event("error", "bug", thread=self.name, traceback=traceback.format_exc())
-        finally:
-            self.ended = True
-            signal.pthread_kill(self._main or 0, THREAD_ENDED)
-
-
 def _serve(parts: _Parts) -> int:
-    handoff = _Worker("handoff", parts.receiver.run, parts.log)
-    responder = _Worker("responder", lambda: _respond(parts), parts.log)
+    handoff = life.Worker("handoff", parts.receiver.run, parts.log)
+    responder = life.Worker("responder", lambda: _respond(parts), parts.log)
     responder.start()
     handoff.start()
     notify("READY=1")
-    stop_signals, stopping = _stop_signals(), False
-    patience: float = FOREVER
+    stop_signals, stopping = life.stop_signals(), False
+    patience: float = life.FOREVER
     while not (handoff.ended and responder.ended):
-        received = _next_signal([*stop_signals, THREAD_ENDED], patience)
+        received = life.next_signal(patience)
         if received is None:
             parts.log.event("error", "stuck", seconds=STOP_TIME)
             return _end_at_once(parts)
@@ -192,22 +165,6 @@ def _serve(parts: _Parts) -> int:
     parts.close()
     parts.log.event("info", "stopped")
     return 0
-
-
-def _next_signal(wanted: list[signal.Signals], seconds: float) -> int | None:
-    """Waits for one of the blocked signals; None when the time is over."""
-    info = signal.sigtimedwait(wanted, seconds)
-    return None if info is None else info.si_signo
-
-
-def _stop_signals() -> list[signal.Signals]:
-    """The signals that end the service, less those that whoever started us had ignored.
-
-    nohup ignores SIGHUP and a script's `&` ignores SIGINT; but a signal that is blocked is not
-    discarded for being ignored, so sigwait() would see it (kernel/signal.c, sig_ignored()).
-    """
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _respond(parts: _Parts) -> None:

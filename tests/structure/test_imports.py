@@ -10,6 +10,7 @@ from support import REPOSITORY
 
 PACKAGE = REPOSITORY / "pyztun"
 ROOMS = ("cni", "ztunnel", "tools")
+SHARED = ("protocol", "service", "testing")
 
 # Higher imports lower, never the other way, and never its own rank.
 RANKS = {
@@ -28,7 +29,16 @@ RANKS = {
     "types": 7,  # names what arguments may be; the others import it for the type checker alone
 }
 UNDER_TESTING = {"netns", "channel"}
-PURE = ("errors", "cni.arguments", "protocol", "protocol.seed")
+PURE = (
+    "errors",
+    "cni.arguments",
+    "protocol",
+    "protocol.seed",
+    "protocol.zds",
+    "protocol.zds_agent",
+    "protocol.zds_pb2",
+    "protocol.zds_ztunnel",
+)
 READS_CORE = ("native",)
 
 
@@ -76,9 +86,9 @@ def imports_of(module: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """cni, ztunnel, tools, protocol or testing; "" for the library."""
+    """cni, ztunnel, tools, protocol, service or testing; "" for the library."""
     top = module.partition(".")[0]
-    return top if top in (*ROOMS, "protocol", "testing") else ""
+    return top if top in (*ROOMS, *SHARED) else ""
 
 
 def test_every_module_was_found() -> None:
@@ -98,6 +108,12 @@ def test_rooms_do_not_import_each_other(module: str) -> None:
 def test_protocol_imports_errors_and_itself_only(module: str) -> None:
     ours = {name for name in imports_of(module) if not name.startswith(".")}
     assert {name for name in ours if room(name) != "protocol"} <= {"errors"}
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if room(name) == "service"])
+def test_service_imports_the_library_and_itself_only(module: str) -> None:
+    ours = {name for name in imports_of(module) if not name.startswith(".")}
+    assert {room(name) for name in ours} <= {"service", ""}
 
 
 @pytest.mark.parametrize("module", modules())

@@ -57,7 +57,7 @@ def test_the_share_of_the_closer_is_what_the_closer_may_hold() -> None:
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     code = (
-        "import resource\nfrom pyztun.ztunnel.limits import raise_fd_limit\n"
+        "import resource\nfrom pyztun.service.fdlimit import raise_fd_limit\n"
         "print(raise_fd_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = run_code(code, wrap=["prlimit", "--nofile=256:999"])
@@ -70,7 +70,7 @@ def test_an_unlimited_table_is_limited_by_the_kernel() -> None:
     probe = ["prlimit", "--nofile=256:unlimited", "true"]
     if hard != resource.RLIM_INFINITY and subprocess.run(probe, check=False).returncode:
         pytest.skip("the hard limit cannot be raised here")
-    code = "from pyztun.ztunnel.limits import raise_fd_limit\nprint(raise_fd_limit())"
+    code = "from pyztun.service.fdlimit import raise_fd_limit\nprint(raise_fd_limit())"
     done = run_code(code, wrap=probe[:-1])
     with open("/proc/sys/fs/nr_open") as limit:
         assert (done.stdout, done.stderr) == (limit.read(), "")

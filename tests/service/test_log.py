@@ -121,7 +121,7 @@ def test_a_handoff_in_the_log(start: Start, sock_path: str) -> None:
 
 CHILD = """
 import json, os, sys, threading, time
-from pyztun.ztunnel.log import MAX_QUEUED, Log
+from pyztun.service.log import MAX_QUEUED, Log
 pipe = int(sys.argv[1])
 os.dup2(pipe, 1)
 os.dup2(pipe, 2)
@@ -156,7 +156,7 @@ def test_the_queue_is_bounded_and_nobody_waits(full_pipe: tuple[int, int]) -> No
 
 READ_LATER = """
 import os, sys
-from pyztun.ztunnel.log import MAX_QUEUED, Log
+from pyztun.service.log import MAX_QUEUED, Log
 log = Log("test", "json")
 for number in range(3 * MAX_QUEUED):
     log.event("info", "event", number=number, text='"\\n\\x1b' + chr(0xd800) + "\\u00e4")

@@ -1,0 +1,1 @@
+"""pyztun-cni agent: knows the workloads of a node and serves ZDS to every ztunnel."""
