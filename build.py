@@ -25,6 +25,8 @@ SOURCES = [
     "csrc/step.c",
     "csrc/thread.c",
     "csrc/visit.c",
+    "csrc/zds.c",
+    "csrc/zds_add.c",
 ]
 HEADERS = [
     "csrc/closer.h",

@@ -342,6 +342,81 @@ int pz_responder_finish(struct pz_responder *r, int timeout_ms);
 
 void pz_responder_free(struct pz_responder *r);
 
+/* ---- zds_add.c: the one message whose speed counts ---- */
+
+/* Bytes of a ZDS message: Istio's programs have buffers of this size. */
+#define PZ_ZDS_MAX_MESSAGE 1024
+
+enum pz_add_text {
+    PZ_ADD_UID,
+    PZ_ADD_NAME,
+    PZ_ADD_NAMESPACE,
+    PZ_ADD_SERVICE_ACCOUNT,
+    PZ_ADD_TEXTS
+};
+
+/* Where the texts of an Add lie in the message; a missing one has no bytes. */
+struct pz_add {
+    uint16_t at[4];
+    uint16_t size[4];
+};
+
+/*
+ * Reads a WorkloadRequest if it is a plain Add: the fields that we know, each at most once and in
+ * the order of their numbers, with a uid, an info and nothing but ASCII. Returns 1, or 0 for all
+ * else: that is for protobuf to read.
+ */
+int pz_add_read(const uint8_t *message, size_t size, struct pz_add *add);
+
+/* ---- zds.c: the native wait of ztunnel's end of a ZDS connection ---- */
+
+/* What pz_zds_next() returns. */
+enum pz_zds_event {
+    PZ_ZDS_ADD = 1,     /* a plain Add, with the netns of a pod as its only descriptor */
+    PZ_ZDS_MESSAGE = 2, /* any other message, to be read and answered by the caller */
+    PZ_ZDS_CLOSED = 3,  /* the connection is over; request.lost says why, 0: the agent closed it */
+    PZ_ZDS_WOKEN = 4,   /* the wake fd is readable */
+    PZ_ZDS_DUE = 5      /* timeout_ms have passed */
+};
+
+struct pz_zds_request {
+    uint64_t inode;  /* of the netns that fd refers to */
+    uint64_t cookie; /* of it, 0 where the kernel cannot tell yet */
+    int32_t fd;      /* the only descriptor, if it is a netns: owned by the caller; else -1 */
+    int32_t
+        not_netns;  /* the only descriptor was none: -errno of pz_netns_inspect(), it is closed */
+    int32_t lost;   /* -EMFILE our fd table was full, -EMSGSIZE bytes were lost; CLOSED: why */
+    int32_t unsent; /* after pz_zds_take(): 0, or -errno with which the ACK did not go out */
+    uint32_t nfds;  /* how many descriptors came; where it is not 1 all are closed */
+    uint32_t size;  /* bytes of message */
+    struct pz_add add; /* PZ_ZDS_ADD */
+    uint8_t message[1024];
+};
+
+struct pz_zds;
+
+/* WAKE: an eventfd, borrowed. One thread only. NULL on failure, with -errno in *error. */
+struct pz_zds *pz_zds_new(int wake, int *error);
+
+/*
+ * Blocks until SOCK (a connected Unix seqpacket socket, borrowed) has a message, WAKE is readable
+ * or timeout_ms have passed, and returns an enum pz_zds_event. WAKE goes first. With SOCK -1 it
+ * waits for the other two.
+ */
+int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, struct pz_zds_request *request);
+
+/*
+ * Serves a PZ_ZDS_ADD in one call: makes the listeners as pz_listen() does, then sends the ACK,
+ * without waiting: whoever has no room for two bytes reads no answers. Completes request->cookie
+ * (the inode before Linux 5.14). Returns 0 with out_fds, or what pz_listen() returns, and then
+ * nothing is sent.
+ */
+int pz_zds_take(int sock, struct pz_zds_request *request, int home_fd,
+                const struct pz_listener *wanted, size_t n, int *out_fds,
+                struct pz_failure *failure);
+
+void pz_zds_free(struct pz_zds *z);
+
 /* cdef: end */
 
 #endif

@@ -74,6 +74,17 @@ class Lib:
     PZ_WHY_TRUNCATED: int
     PZ_WHY_LATE: int
     PZ_WHY_FD_TABLE: int
+    PZ_ZDS_MAX_MESSAGE: int
+    PZ_ADD_UID: int
+    PZ_ADD_NAME: int
+    PZ_ADD_NAMESPACE: int
+    PZ_ADD_SERVICE_ACCOUNT: int
+    PZ_ADD_TEXTS: int
+    PZ_ZDS_ADD: int
+    PZ_ZDS_MESSAGE: int
+    PZ_ZDS_CLOSED: int
+    PZ_ZDS_WOKEN: int
+    PZ_ZDS_DUE: int
 
     def pz_step_name(self, step: int) -> CData: ...
     def pz_send(
@@ -154,6 +165,20 @@ class Lib:
     def pz_responder_accept_queued(self, responder: CData, timeout_ms: int) -> int: ...
     def pz_responder_finish(self, responder: CData, timeout_ms: int) -> int: ...
     def pz_responder_free(self, responder: CData) -> None: ...
+    def pz_add_read(self, message: bytes, size: int, add: CData) -> int: ...
+    def pz_zds_new(self, wake: int, error: CData) -> CData: ...
+    def pz_zds_next(self, zds: CData, sock: int, timeout_ms: int, request: CData) -> int: ...
+    def pz_zds_take(
+        self,
+        sock: int,
+        request: CData,
+        home_fd: int,
+        wanted: CData,
+        n: int,
+        out_fds: CData,
+        failure: CData,
+    ) -> int: ...
+    def pz_zds_free(self, zds: CData) -> None: ...
 
 ffi: FFI
 lib: Lib

@@ -13,7 +13,7 @@ import os
 from time import monotonic
 
 try:
-    from pyztun._core import ffi, lib
+    from pyztun._core import ffi as ffi, lib as lib  # noqa: I001  waits.py takes them from here
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"{__file__} is in a source tree that is not built: pip install -e . there, "
@@ -45,7 +45,7 @@ NONBLOCK: int = lib.PZ_NONBLOCK
 DGRAM: int = lib.PZ_DGRAM
 
 
-def _check(rc: int, syscall: str, subject: str) -> int:
+def check(rc: int, syscall: str, subject: str) -> int:
     """Returns a result >= 0; raises what a negative errno stands for."""
     if rc >= 0:
         return rc
@@ -104,7 +104,7 @@ def send(
             lambda ms: lib.pz_send(sock, message + sent, size - sent, fds, len(fds), ms),  # noqa: B023
             deadline,
         )
-        sent += _check(rc, "sendmsg", subject)
+        sent += check(rc, "sendmsg", subject)
         if sent >= size:
             return
         fds = ()
@@ -131,7 +131,7 @@ def receive(
         rc = _wait(
             lambda ms: lib.pz_recv(sock, buffer, size, fds, max_fds, nfds, ms), _deadline(timeout)
         )
-        data = bytes(ffi.buffer(buffer, _check(rc, "recvmsg", subject)))
+        data = bytes(ffi.buffer(buffer, check(rc, "recvmsg", subject)))
         return data, take(fds, nfds[0])
     except BaseException:  # a signal handler may raise as soon as C is back
         _close_all(fds, nfds[0])
@@ -147,7 +147,7 @@ def _close_all(fds: CData, count: int) -> None:
 
 def is_listening(sock: int) -> bool:
     """Whether a listener is one still: root in its netns can destroy it (``ss -K``)."""
-    return _check(lib.pz_is_listening(sock), "getsockopt(SO_ACCEPTCONN)", f"fd {sock}") == 1
+    return check(lib.pz_is_listening(sock), "getsockopt(SO_ACCEPTCONN)", f"fd {sock}") == 1
 
 
 _CONNECT_HINTS = {
@@ -185,7 +185,7 @@ def nsfs_device(subject: str = "") -> int:
     if not _nsfs:
         dev = ffi.new("uint64_t *")
         what = "/proc/thread-self/ns/net" + (f", to recognise {subject}" if subject else "")
-        _check(lib.pz_nsfs_device(dev), "open", what)
+        check(lib.pz_nsfs_device(dev), "open", what)
         _nsfs.append(int(dev[0]))
     return _nsfs[0]
 
@@ -226,7 +226,7 @@ def owner(fd: int, subject: str) -> int:
     EPERM: it lies outside our own.
     """
     uid = ffi.new("uint32_t *")
-    _check(lib.pz_netns_owner(fd, uid), "ioctl(NS_GET_OWNER_UID)", subject)
+    check(lib.pz_netns_owner(fd, uid), "ioctl(NS_GET_OWNER_UID)", subject)
     return int(uid[0])
 
 
@@ -237,7 +237,7 @@ def home() -> OwnedFd:
 
 def prove_home(fd: int) -> None:
     """Shows that the calling thread could come back to ``fd``, its own netns. MissingCapability."""
-    _check(lib.pz_netns_prove_home(fd), "setns(home)", "")
+    check(lib.pz_netns_prove_home(fd), "setns(home)", "")
 
 
 def netns_cookie(fd: int, subject: str, home_fd: int = -1) -> int:
@@ -252,7 +252,7 @@ def netns_cookie(fd: int, subject: str, home_fd: int = -1) -> int:
 def socket_cookie(sock: int) -> int:
     """The cookie of the netns to which a socket belongs (SO_NETNS_COOKIE, Linux 5.14)."""
     cookie = ffi.new("uint64_t *")
-    _check(lib.pz_socket_cookie(sock, cookie), "getsockopt(SO_NETNS_COOKIE)", f"fd {sock}")
+    check(lib.pz_socket_cookie(sock, cookie), "getsockopt(SO_NETNS_COOKIE)", f"fd {sock}")
     return int(cookie[0])
 
 
@@ -374,23 +374,17 @@ class ListenPlan:
         raise self._explain(-rc, failure, subject)
 
     def taker(
-        self, handoff: CData, request: CData, home_fd: int, ready: bytes
+        self, call: Callable[..., int], *before: object, after: Sequence[object] = ()
     ) -> Callable[[], int]:
-        """Handoff.taker(); it is here because it fills this plan's memory."""
+        """CALL with this plan's memory behind some arguments of its own and before others.
+
+        A partial object: on the way to an answer python is cold, and each frame of it costs about a
+        microsecond.
+        """
         from functools import partial
 
-        return partial(
-            lib.pz_handoff_take,
-            handoff,
-            request,
-            home_fd,
-            self._wanted,
-            self._size,
-            self._fds,
-            ready,
-            len(ready),
-            self._failure,
-        )
+        here = (self._wanted, self._size, self._fds)
+        return partial(call, *before, *here, *after, self._failure)
 
     def made(self) -> list[int]:
         """The listeners that the last call made."""
@@ -422,125 +416,4 @@ def pin_netns(fd: int, directory: str, path: str) -> None:
 
 def unpin_netns(path: str) -> None:
     """Takes the mount away from a netns name; the empty file stays."""
-    _check(lib.pz_netns_unpin(os.fsencode(path)), "umount", path)
-
-
-# ---- the services' native waits ----------------------------------------------------------------
-
-TAKE: int = lib.PZ_EVENT_TAKE
-RELEASE: int = lib.PZ_EVENT_RELEASE
-RELEASE_COOKIE: int = lib.PZ_EVENT_RELEASE_COOKIE
-LIST: int = lib.PZ_EVENT_LIST
-MALFORMED: int = lib.PZ_EVENT_MALFORMED
-DENIED: int = lib.PZ_EVENT_DENIED
-WOKEN: int = lib.PZ_EVENT_WOKEN
-QUIET: int = lib.PZ_EVENT_QUIET
-
-WHY_BYTE: int = lib.PZ_WHY_BYTE
-WHY_FDS: int = lib.PZ_WHY_FDS
-WHY_COOKIE: int = lib.PZ_WHY_COOKIE
-WHY_TRUNCATED: int = lib.PZ_WHY_TRUNCATED
-WHY_LATE: int = lib.PZ_WHY_LATE
-WHY_FD_TABLE: int = lib.PZ_WHY_FD_TABLE
-
-
-class Handoff:
-    """The seed form's receiver: blocks in C until one complete request is there.
-
-    One thread owns it. ``request`` is the last event's struct pz_request.
-
-    :param listener: a listening Unix stream socket, borrowed.
-    :param wake: an eventfd, borrowed; readable means WOKEN.
-    :param uids: who may ask, beside uid 0 and our own.
-    :param max_unsent: bytes of answers not read yet, over all peers.
-    """
-
-    def __init__(
-        self,
-        listener: int,
-        wake: int,
-        *,
-        uids: Sequence[int],
-        max_peers: int,
-        deadline: float,
-        max_unsent: int,
-    ) -> None:
-        error = ffi.new("int *")
-        limits = ffi.new("struct pz_handoff_limits *")
-        limits.max_peers, limits.max_unsent = max_peers, max_unsent
-        limits.deadline_ms = int(deadline * 1000)
-        handle = lib.pz_handoff_new(listener, wake, limits, uids, len(uids), error)
-        _check(error[0], "epoll", "the handoff socket")
-        self._handle = ffi.gc(handle, lib.pz_handoff_free)
-        self.request = ffi.new("struct pz_request *")
-        from functools import partial  # the one-shot sender imports this module without it
-
-        self.next: Callable[[], int] = partial(lib.pz_handoff_next, self._handle, self.request)
-        """Blocks until the next event. The last one's peer is closed if it was not answered."""
-
-    def answer(self, text: bytes, close_after: bool = False) -> None:
-        """Answers the peer of the last event. Never blocks; a vanished peer is no error."""
-        lib.pz_handoff_answer(self._handle, self.request.peer, text, len(text), close_after)
-
-    def taker(self, plan: ListenPlan, home_fd: int, ready: bytes) -> Callable[[], int]:
-        """A call that serves TAKE: listeners in the request's netns, and READY + cookie as answer.
-
-        It returns 0, and then ``plan.made()`` are the listeners, owned by the caller, and
-        ``request.cookie`` is the cookie; or -errno, and then nothing is answered and
-        ``plan.failed()`` says why. A partial object: on the way to the answer python is cold, and
-        each frame of it costs about a microsecond.
-        """
-        return plan.taker(self._handle, self.request, home_fd, ready)
-
-    def drain(self, timeout: float) -> None:
-        """From now on next() serves what is queued, for ``timeout`` seconds at most; then QUIET."""
-        lib.pz_handoff_drain(self._handle, int(timeout * 1000))
-
-    def counters(self) -> dict[str, int]:
-        """accepted, evicted, expired, accept_errors, and peers as of now."""
-        out = ffi.new("struct pz_handoff_counters *")
-        lib.pz_handoff_counters(self._handle, out)
-        names = ("accepted", "evicted", "expired", "accept_errors", "peers")
-        return {name: getattr(out, name) for name in names}
-
-    def close(self) -> None:
-        """Closes every peer; the listener and the wake fd stay the caller's."""
-        ffi.release(self._handle)
-
-
-class Responder:
-    """Answers `ok` to every connection of the listeners that it watches.
-
-    One thread calls run(); watch() and forget() may come from any other at any time.
-    """
-
-    def __init__(self, wake: int, *, max_connections: int, deadline: float) -> None:
-        error = ffi.new("int *")
-        handle = lib.pz_responder_new(wake, max_connections, int(deadline * 1000), error)
-        _check(error[0], "epoll", "the responder")
-        self._handle = ffi.gc(handle, lib.pz_responder_free)
-
-    def watch(self, listeners: Sequence[int]) -> None:
-        """Starts to accept on non-blocking listeners (borrowed), all or none."""
-        rc = lib.pz_responder_watch(self._handle, listeners, len(listeners))
-        _check(rc, "epoll_ctl", "listener")
-
-    def forget(self, listeners: Sequence[int]) -> None:
-        """Stops accepting on them; to be called before they are closed."""
-        lib.pz_responder_forget(self._handle, listeners, len(listeners))
-
-    def run(self) -> None:
-        """Blocks until the wake fd is readable."""
-        lib.pz_responder_run(self._handle)
-
-    def accept_queued(self, timeout: float) -> None:
-        """After run(): answers the connections that are queued on the listeners."""
-        lib.pz_responder_accept_queued(self._handle, int(timeout * 1000))
-
-    def finish(self, timeout: float) -> int:
-        """Waits until the last connection is closed; returns how many were still open."""
-        return lib.pz_responder_finish(self._handle, int(timeout * 1000))
-
-    def close(self) -> None:
-        """Closes every connection."""
-        ffi.release(self._handle)
+    check(lib.pz_netns_unpin(os.fsencode(path)), "umount", path)

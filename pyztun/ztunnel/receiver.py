@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from pyztun import native
+from pyztun import native, waits
 from pyztun.errors import SyscallError
 from pyztun.protocol import seed
 
@@ -38,7 +38,7 @@ class Receiver:
 
     def __init__(
         self,
-        handoff: native.Handoff,
+        handoff: waits.Handoff,
         plan: native.ListenPlan,
         workloads: Workloads,
         log: Log,
@@ -62,15 +62,15 @@ class Receiver:
     def run(self) -> None:
         """Blocks until a drain is complete."""
         serve = {
-            native.TAKE: self._take,
-            native.RELEASE: self._release,
-            native.RELEASE_COOKIE: self._release_cookie,
-            native.LIST: self._list,
-            native.MALFORMED: self._malformed,
-            native.DENIED: self._denied,
-            native.WOKEN: self._woken,
+            waits.TAKE: self._take,
+            waits.RELEASE: self._release,
+            waits.RELEASE_COOKIE: self._release_cookie,
+            waits.LIST: self._list,
+            waits.MALFORMED: self._malformed,
+            waits.DENIED: self._denied,
+            waits.WOKEN: self._woken,
         }
-        next_event, quiet = self._handoff.next, native.QUIET
+        next_event, quiet = self._handoff.next, waits.QUIET
         while (event := next_event()) != quiet:
             serve[event]()
 
@@ -198,19 +198,19 @@ class Receiver:
 
 
 _COMPLAINTS = {
-    native.WHY_COOKIE: "a cookie is 1 to 20 digits that fit into 64 bits, and a newline",
-    native.WHY_TRUNCATED: "the connection ended in the middle of a request",
-    native.WHY_LATE: "the request did not come to an end in time",
-    native.WHY_FD_TABLE: "the descriptors did not fit into our table",
+    waits.WHY_COOKIE: "a cookie is 1 to 20 digits that fit into 64 bits, and a newline",
+    waits.WHY_TRUNCATED: "the connection ended in the middle of a request",
+    waits.WHY_LATE: "the request did not come to an end in time",
+    waits.WHY_FD_TABLE: "the descriptors did not fit into our table",
 }
 
 
 def _complaint(request: Any) -> str:
     why: int = request.why
-    if why == native.WHY_BYTE:
+    if why == waits.WHY_BYTE:
         return f"unknown request byte 0x{request.byte:02x}"
-    if why == native.WHY_FDS:
-        wanted = "one" if request.byte in (native.TAKE, native.RELEASE) else "none"
+    if why == waits.WHY_FDS:
+        wanted = "one" if request.byte in (waits.TAKE, waits.RELEASE) else "none"
         return f"{request.nfds} descriptors came where {wanted} belongs"
     return _COMPLAINTS[why]
 

@@ -18,7 +18,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from pyztun import native
+from pyztun import native, waits
 from pyztun.errors import SyscallError
 from pyztun.netns import NetNs
 from pyztun.service import life
@@ -67,8 +67,8 @@ class _Parts:
 
     log: Log
     socket_file: SocketFile
-    handoff: native.Handoff
-    responder: native.Responder
+    handoff: waits.Handoff
+    responder: waits.Responder
     workloads: Workloads
     receiver: Receiver
     handoff_wake: int
@@ -84,7 +84,7 @@ class _Parts:
         log: Log,
     ) -> _Parts:
         handoff_wake, responder_wake = os.eventfd(0), os.eventfd(0)
-        handoff = native.Handoff(
+        handoff = waits.Handoff(
             socket_file.socket.fileno(),
             handoff_wake,
             uids=settings.uids,
@@ -92,7 +92,7 @@ class _Parts:
             deadline=DEADLINE,
             max_unsent=MAX_UNSENT,
         )
-        responder = native.Responder(
+        responder = waits.Responder(
             responder_wake, max_connections=budget.max_connections, deadline=DEADLINE
         )
         addresses = " ".join(map(str, settings.listeners))

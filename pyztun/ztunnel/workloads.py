@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from pyztun import native
 from pyztun.errors import SyscallError
 from pyztun.protocol import seed
+from pyztun.waits import Responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Workloads:
     :param responder: answers the connections.
     """
 
-    def __init__(self, addresses: str, responder: native.Responder) -> None:
+    def __init__(self, addresses: str, responder: Responder) -> None:
         self._addresses, self._responder = addresses, responder
         self.by_inode: dict[int, Workload] = {}
         self._by_cookie: dict[int, Workload] = {}

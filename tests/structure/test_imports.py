@@ -20,6 +20,7 @@ RANKS = {
     "stdio": 1,
     "native": 2,
     "addresses": 3,
+    "waits": 3,
     "channel": 3,
     "socketfile": 3,
     "dial": 4,

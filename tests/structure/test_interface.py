@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import pyztun
-from pyztun import native
+from pyztun import native, waits
 from support import REPOSITORY
 
 CSRC = REPOSITORY / "csrc"
@@ -140,4 +140,4 @@ def test_constants_of_python_are_those_of_c() -> None:
     flags = [native.REUSEADDR, native.REUSEPORT, native.TRANSPARENT, native.FREEBIND]
     flags += [native.V6ONLY, native.NONBLOCK]
     assert sum(flags) == 63
-    assert (core.lib.PZ_EVENT_TAKE, core.lib.PZ_EVENT_LIST) == (native.TAKE, native.LIST) == (1, 4)
+    assert (core.lib.PZ_EVENT_TAKE, core.lib.PZ_EVENT_LIST) == (waits.TAKE, waits.LIST) == (1, 4)

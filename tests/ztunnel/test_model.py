@@ -1,6 +1,6 @@
 """Random sequences of (bytes, descriptors, close) against a model of the handoff.
 
-The real native.Handoff over a real listener; the model is a few lines that know the table of
+The real waits.Handoff over a real listener; the model is a few lines that know the table of
 docs/protocol.md. Each event is answered by a text that describes it, so that what a client reads
 back tells which request was understood, and with which descriptor.
 """
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from pyztun import NetNs, native
+from pyztun import NetNs, waits
 from support import leaks
 from support.zt_daemon import netns
 
@@ -89,23 +89,23 @@ def _may_be_cookie(digits: str) -> bool:
 # ---- the real thing ------------------------------------------------------------------------------
 
 WHY = {
-    native.WHY_BYTE: "byte",
-    native.WHY_FDS: "fds",
-    native.WHY_COOKIE: "cookie",
-    native.WHY_TRUNCATED: "truncated",
-    native.WHY_LATE: "late",
-    native.WHY_FD_TABLE: "fd table",
+    waits.WHY_BYTE: "byte",
+    waits.WHY_FDS: "fds",
+    waits.WHY_COOKIE: "cookie",
+    waits.WHY_TRUNCATED: "truncated",
+    waits.WHY_LATE: "late",
+    waits.WHY_FD_TABLE: "fd table",
 }
 
 
-def describe(handoff: native.Handoff, kind: int, inodes: list[int]) -> str:
+def describe(handoff: waits.Handoff, kind: int, inodes: list[int]) -> str:
     """The event in the words of the model. A netns says by its inode which message brought it."""
     request = handoff.request
-    if kind == native.MALFORMED:
+    if kind == waits.MALFORMED:
         why = WHY[request.why]
         detail = {"byte": f" {request.byte}", "fds": f" {request.nfds}"}.get(why, "")
         return f"malformed {why}{detail}"
-    if kind == native.RELEASE_COOKIE:
+    if kind == waits.RELEASE_COOKIE:
         return f"cookie {request.cookie}"
     if kind == LIST:
         assert request.fd == -1
@@ -119,12 +119,12 @@ def describe(handoff: native.Handoff, kind: int, inodes: list[int]) -> str:
     return f"request {kind} with {inodes.index(request.inode)}"
 
 
-def serve(handoff: native.Handoff, inodes: list[int]) -> None:
+def serve(handoff: waits.Handoff, inodes: list[int]) -> None:
     """Until all that is queued is served."""
     handoff.drain(10)
-    while (kind := handoff.next()) != native.QUIET:
+    while (kind := handoff.next()) != waits.QUIET:
         text = describe(handoff, kind, inodes).encode() + b"\n"
-        handoff.answer(text, close_after=kind == native.MALFORMED)
+        handoff.answer(text, close_after=kind == waits.MALFORMED)
 
 
 def send(sock: socket.socket, client: Client, pods: list[NetNs], other: int) -> None:
@@ -157,7 +157,7 @@ def run(clients: list[Client], pods: list[NetNs]) -> None:
         wake = os.eventfd(0)
         stack.callback(os.close, wake)
         before = leaks.open_fds()
-        handoff = native.Handoff(
+        handoff = waits.Handoff(
             listener.fileno(), wake, uids=(), max_peers=16, deadline=60, max_unsent=1 << 20
         )
         stack.callback(handoff.close)
