@@ -13,7 +13,7 @@ import os
 from time import monotonic
 
 try:
-    from pyztun._core import ffi as ffi, lib as lib  # noqa: I001  waits.py takes them from here
+    from pyztun._core import ffi as ffi, lib as lib  # noqa: I001, PLC0414  for waits.py
 except ModuleNotFoundError as missing:
     raise ImportError(
         f"{__file__} is in a source tree that is not built: pip install -e . there, "
@@ -152,7 +152,7 @@ def is_listening(sock: int) -> bool:
 
 _CONNECT_HINTS = {
     errno.ETIMEDOUT: "its backlog stayed full",
-    errno.ENOENT: "is pyztun-ztunnel running?",
+    errno.ENOENT: "is the service running that makes it?",
     errno.ECONNREFUSED: "nobody listens there",
 }
 
@@ -335,8 +335,7 @@ class ListenerSpec:
 class ListenPlan:
     """Listeners, laid out for C once and opened in any number of netns.
 
-    open() may run in any number of threads; taker(), made() and failed() share memory of the plan
-    and belong to one.
+    open() may run in any number of threads; all else shares memory of the plan and belongs to one.
     """
 
     __slots__ = ("_failure", "_fds", "_size", "_wanted", "specs")
@@ -373,6 +372,10 @@ class ListenPlan:
             raise
         raise self._explain(-rc, failure, subject)
 
+    def attempt(self, netns_fd: int, home_fd: int) -> int:
+        """Makes the listeners, as open() does: made() are they then. -errno: failed() says why."""
+        return lib.pz_listen(netns_fd, home_fd, self._wanted, self._size, self._fds, self._failure)
+
     def taker(
         self, call: Callable[..., int], *before: object, after: Sequence[object] = ()
     ) -> Callable[[], int]:
@@ -393,6 +396,10 @@ class ListenPlan:
     def failed(self, rc: int) -> SyscallError:
         """Why the last call failed."""
         return self._explain(-rc, self._failure, "the pod")
+
+    def failed_at(self) -> tuple[str, int]:
+        """Which syscall of the last call failed, and for which listener; -1: for no single one."""
+        return _step(self._failure)
 
     def _explain(self, number: int, failure: CData, subject: str) -> SyscallError:
         syscall, index = _step(failure)

@@ -95,10 +95,14 @@ class Ztunnel:
             return OTHER if uid in self.served_in else NEW
         return SAME if holder == uid else TAKEN
 
-    def add(self, uid: str, netns: Netns) -> str:
-        """START, CONFIRM, REPLACE or REFUSE. CONFIRM ends a replacement that was pending."""
+    def named(self, uid: str) -> None:
+        """The agent named it: if this is a snapshot, what runs under this uid goes on."""
         if self.phase == SNAPSHOT:
             self._named.add(uid)
+
+    def add(self, uid: str, netns: Netns) -> str:
+        """START, CONFIRM, REPLACE or REFUSE. CONFIRM ends a replacement that was pending."""
+        self.named(uid)
         action = ADDS[self.relation(uid, netns)]
         if action == CONFIRM:
             self.pending.pop(uid, None)
@@ -123,10 +127,8 @@ class Ztunnel:
 
     def keep(self, uid: str) -> str:
         """REMEMBER or VIOLATION."""
-        action = OTHERS[KEEP, self.phase]
-        if action == REMEMBER:
-            self._named.add(uid)
-        return action
+        self.named(uid)
+        return OTHERS[KEEP, self.phase]
 
     def delete(self, uid: str) -> str:
         """FORGET or STOP, also for a uid that nobody knows; nothing of it is pending any more."""

@@ -58,6 +58,7 @@ class Receiver:
             plan, home_fd, seed.ready_without_cookie(self._addresses)
         )
         self._draining = False
+        self._listing, self._listed_at = b"", -1
 
     def run(self) -> None:
         """Blocks until a drain is complete."""
@@ -168,7 +169,11 @@ class Receiver:
             self._log.event("info", "released", netns=cookie, **self._peer())
 
     def _list(self) -> None:
-        self._handoff.answer(self._workloads.listing())
+        if self._listed_at != self._workloads.changes:
+            lines = [seed.held(self._addresses, each) for each in self._workloads.cookies]
+            self._listing = b"".join([*lines, seed.end()])
+            self._listed_at = self._workloads.changes
+        self._handoff.answer(self._listing)
 
     def _not_a_netns(self) -> str:
         return str(native.not_a_netns(-self._request.not_netns, "the descriptor"))
@@ -213,10 +218,3 @@ def _complaint(request: Any) -> str:
         wanted = "one" if request.byte in (waits.TAKE, waits.RELEASE) else "none"
         return f"{request.nfds} descriptors came where {wanted} belongs"
     return _COMPLAINTS[why]
-
-
-def forbidden(allow_home: bool, home: int, initial: int | None) -> dict[int, str]:
-    """Which netns are never a workload, by inode, and why."""
-    if allow_home:
-        return {}
-    return {initial: "initial netns", home: "home netns"} if initial else {home: "home netns"}

@@ -1,12 +1,12 @@
 """The life of the process: who runs in which thread, how it starts, how it ends.
 
 main        blocks in sigwait(); every other thread has all signals blocked
-handoff     the native wait and its policy (receiver.py); visits the pods
+handoff     a native wait and its policy (seed_form.py or zds_form.py); visits the pods
 responder   answers the connections of all pods; never leaves home
 log         writes stdout and stderr
 
-An end is one chain: a signal -> the socket file goes, handoff is woken -> it serves what is
-queued and returns -> responder is woken -> it answers what is queued, the listeners close, it
+An end is one chain: a signal -> the socket file goes, handoff is woken -> it ends with its peers
+and returns -> responder is woken -> it answers what is queued, the listeners close, it
 waits for its clients -> the process exits. A second signal cuts the chain.
 """
 
@@ -19,24 +19,25 @@ import sys
 from dataclasses import dataclass
 
 from pyztun import native, waits
-from pyztun.errors import SyscallError
 from pyztun.netns import NetNs
 from pyztun.service import life
 from pyztun.service.fdlimit import raise_fd_limit
 from pyztun.service.log import Log
 from pyztun.service.notify import notify
-from pyztun.socketfile import SocketFile
 from pyztun.ztunnel import limits
-from pyztun.ztunnel.receiver import Receiver, forbidden
-from pyztun.ztunnel.settings import DEADLINE, Settings
+from pyztun.ztunnel.settings import DEADLINE, SeedSettings
 from pyztun.ztunnel.workloads import Workloads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyztun.ztunnel.form import Form
+    from pyztun.ztunnel.settings import Settings
 
 GIL_PATIENCE = 0.0001
 """Seconds after which the handoff thread, back with a request, takes the GIL from the log thread.
 
 The default of 5 ms is longer than the log needs for a burst of lines: a request would wait for all.
 """
-MAX_UNSENT = 16 * 1024 * 1024
 ACCEPT_QUEUED_TIME = 1.0
 STOP_TIME = 15.0
 """Seconds for a step of a drain; its own limits add up to less, unless a thread is stuck."""
@@ -46,19 +47,30 @@ def run(settings: Settings) -> int:
     """Runs the service until it is told to stop; returns the exit status. PyztunError at start."""
     life.block_signals()
     sys.setswitchinterval(GIL_PATIENCE)
-    listeners = len(settings.listeners)
-    budget = limits.share_out(
-        raise_fd_limit(), listeners, settings.max_peers, settings.max_workloads
-    )
+    form = _form_of(settings)
     with NetNs.current() as home:
         native.prove_home(home.fileno())
-        socket_file = SocketFile.listen(settings.socket, mode=settings.mode, group=settings.group)
+        budget = limits.share_out(
+            raise_fd_limit(), form.listeners, form.max_peers, settings.max_workloads
+        )
+        form.open()
         log = Log("pyztun-ztunnel", settings.log_format)
         try:
-            return _serve(_Parts.make(settings, budget, home, socket_file, log))
+            return _serve(_Parts.make(form, budget, home, log))
         finally:
-            socket_file.close()
+            form.leave()
             log.close()
+
+
+def _form_of(settings: Settings) -> Form:
+    """The one that was asked for; the other is not even imported."""
+    if isinstance(settings.form, SeedSettings):
+        from pyztun.ztunnel.seed_form import SeedForm
+
+        return SeedForm(settings.form)
+    from pyztun.ztunnel.zds_form import ZdsForm
+
+    return ZdsForm(settings.form)
 
 
 @dataclass
@@ -66,76 +78,30 @@ class _Parts:
     """What the threads share. Each wake fd is written by main and read by one thread."""
 
     log: Log
-    socket_file: SocketFile
-    handoff: waits.Handoff
+    form: Form
     responder: waits.Responder
     workloads: Workloads
-    receiver: Receiver
-    handoff_wake: int
     responder_wake: int
 
     @classmethod
-    def make(
-        cls,
-        settings: Settings,
-        budget: limits.Budget,
-        home: NetNs,
-        socket_file: SocketFile,
-        log: Log,
-    ) -> _Parts:
-        handoff_wake, responder_wake = os.eventfd(0), os.eventfd(0)
-        handoff = waits.Handoff(
-            socket_file.socket.fileno(),
-            handoff_wake,
-            uids=settings.uids,
-            max_peers=budget.max_peers,
-            deadline=DEADLINE,
-            max_unsent=MAX_UNSENT,
-        )
+    def make(cls, form: Form, budget: limits.Budget, home: NetNs, log: Log) -> _Parts:
+        responder_wake = os.eventfd(0)
         responder = waits.Responder(
             responder_wake, max_connections=budget.max_connections, deadline=DEADLINE
         )
-        addresses = " ".join(map(str, settings.listeners))
-        workloads = Workloads(addresses, responder)
-        receiver = Receiver(
-            handoff,
-            native.ListenPlan(settings.listeners),
-            workloads,
-            log,
-            home_fd=home.fileno(),
-            wake=handoff_wake,
-            max_workloads=budget.max_workloads,
-            not_workloads=forbidden(settings.allow_home, home.inode, _initial_netns()),
-        )
-        log.event(
-            "info",
-            "listening",
-            socket=settings.socket,
-            listeners=addresses,
-            max_workloads=budget.max_workloads,
-            max_peers=budget.max_peers,
-        )
-        return cls(
-            log,
-            socket_file,
-            handoff,
-            responder,
-            workloads,
-            receiver,
-            handoff_wake,
-            responder_wake,
-        )
+        workloads = Workloads(responder)
+        form.prepare(workloads, budget, home, log)
+        return cls(log, form, responder, workloads, responder_wake)
 
     def close(self) -> None:
         self.workloads.drop_all()
-        self.handoff.close()
+        self.form.close()
         self.responder.close()
-        os.close(self.handoff_wake)
         os.close(self.responder_wake)
 
 
 def _serve(parts: _Parts) -> int:
-    handoff = life.Worker("handoff", parts.receiver.run, parts.log)
+    handoff = life.Worker("handoff", parts.form.run, parts.log)
     responder = life.Worker("responder", lambda: _respond(parts), parts.log)
     responder.start()
     handoff.start()
@@ -155,12 +121,11 @@ def _serve(parts: _Parts) -> int:
             stopping, patience = True, STOP_TIME
             parts.log.event("info", "draining", signal=signal.Signals(received).name)
             notify("STOPPING=1")
-            # First the file: who connects from now on learns at once that nobody is here.
-            parts.socket_file.remove()
-            os.eventfd_write(parts.handoff_wake, 1)
+            parts.form.leave()
+            parts.form.stop()
         elif handoff.ended and not responder.ended:
             # Nobody reads requests any more: their senders need not wait for the pods' clients.
-            parts.handoff.close()
+            parts.form.close()
             os.eventfd_write(parts.responder_wake, 1)
     parts.close()
     parts.log.event("info", "stopped")
@@ -183,7 +148,7 @@ def _end_at_once(parts: _Parts) -> int:
     The listeners are closed here: should a thread be stuck in the kernel, the process does not
     quite end, and would hold the ports. What the threads do with the numbers no longer matters.
     """
-    parts.socket_file.remove()
+    parts.form.leave()
     with contextlib.suppress(RuntimeError):  # the handoff thread may be changing the dict
         for workload in list(parts.workloads):
             for listener in workload.listeners:
@@ -192,12 +157,3 @@ def _end_at_once(parts: _Parts) -> int:
     parts.log.event("warning", "ended-at-once")
     parts.log.close(0.2)
     os._exit(1)
-
-
-def _initial_netns() -> int | None:
-    """Inode of the netns of process 1 (in a container the container's); None: not readable."""
-    try:
-        with NetNs.from_pid(1) as initial:
-            return initial.inode
-    except SyscallError:
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import grp
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from pyztun import __version__, native
 from pyztun.addresses import listener_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 DEFAULT_PORTS = (15008, 15006, 15001)
 """HBONE inbound, plaintext inbound, outbound: what Istio's ztunnel listens on in every pod."""
@@ -21,39 +22,47 @@ MAX_NUMBER_DIGITS = 10
 MAX_ID = 2**32 - 2
 """Of uids and gids; 2**32 - 1 means nobody to the kernel."""
 PERMISSION_BITS = 0o777
+SEED_BACKLOG, ZDS_BACKLOG = 4096, 128
+DEFAULT_MODE, DEFAULT_PEERS = 0o600, 1024
 DEADLINE = 5.0
 """Seconds for a whole request, and for a connection of the responder."""
 
 EPILOG = """\
-The socket speaks the one-byte "seed form": a byte 0x01 with the fd of a netns makes the listeners
-in it, 0x02 with an fd or 0x03 with a cookie lets go of it, 0x04 lists (docs/protocol.md). Needs
-CAP_SYS_ADMIN in the user namespaces of the pods and of itself, and CAP_NET_BIND_SERVICE for ports
-below 1024. Raises its soft RLIMIT_NOFILE to the hard limit. Prints `listeners ready` on stdout
-for each new netns; the log goes to stderr.
+Seed form (SOCKET): we listen on a Unix socket. A byte 0x01 with the fd of a netns makes the
+listeners in it, 0x02 with an fd or 0x03 with a cookie lets go of it, 0x04 lists.
+ZDS form (--zds SOCKET): we dial a node agent, Istio's or `pyztun-cni agent`, again and again until
+there is one; it names the workloads. What runs goes on while there is no agent. Without SOCKET and
+--zds the environment's INPOD_UDS is taken for --zds; INPOD_PORT_REUSE=false and IPV6_ENABLED=false
+mean what they mean to Istio's ztunnel. Both protocols are in docs/protocol.md.
 
-SIGTERM, SIGINT and SIGHUP drain: requests and connections that are queued are answered, then it
-exits with 0; a second signal ends it at once. READY=1 and STOPPING=1 go to NOTIFY_SOCKET.
+Needs CAP_SYS_ADMIN in the user namespaces of the pods and of itself, CAP_NET_BIND_SERVICE for ports
+below 1024, and for the mark and IP_TRANSPARENT of the ZDS form CAP_NET_ADMIN or CAP_NET_RAW; these
+two are left out where it lacks both. Raises its soft RLIMIT_NOFILE to the hard limit. Prints
+`listeners ready` on stdout for each new netns; the log goes to stderr.
+
+SIGTERM, SIGINT and SIGHUP drain: connections that are queued are answered, then it exits with 0; a
+second signal ends it at once. READY=1 and STOPPING=1 go to NOTIFY_SOCKET.
 
 examples:
   pyztun-ztunnel /tmp/zt.sock
   pyztun-ztunnel --listen 0.0.0.0:15006 --listen '[::]:15006' --mode 0660 --group zt /run/zt/zt.sock
+  pyztun-ztunnel --zds /var/run/ztunnel/ztunnel.sock
   setpriv --reuid=zt --regid=zt --clear-groups --inh-caps=-all,+sys_admin \\
       --ambient-caps=-all,+sys_admin --bounding-set=-all,+sys_admin pyztun-ztunnel /run/zt/zt.sock
 """
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What one process of pyztun-ztunnel was asked to do.
+class SeedSettings:
+    """The seed form.
 
-    :ivar socket: path of the Unix socket.
+    :ivar socket: path of the Unix socket on which we listen.
     :ivar listeners: what is made in each pod.
     :ivar mode: permission bits of the socket file.
     :ivar group: gid of the socket file, or None for our own.
     :ivar uids: who may ask, beside root and ourselves.
     :ivar allow_home: take our own netns as a workload.
     :ivar max_peers: connections to the socket at a time.
-    :ivar max_workloads: upper limit, beside the one that RLIMIT_NOFILE sets.
     """
 
     socket: str
@@ -63,42 +72,133 @@ class Settings:
     uids: tuple[int, ...]
     allow_home: bool
     max_peers: int
+
+
+@dataclass(frozen=True)
+class InPodSettings:
+    """The listeners of a workload in the ZDS form.
+
+    :ivar loopback: on 127.0.0.1 instead of the wildcard address.
+    :ivar ipv6: the wildcard address is [::], which takes IPv4 too.
+    :ivar reuse_port: SO_REUSEPORT, so that two ztunnels can serve a pod at once.
+    :ivar privileged: SO_MARK and IP_TRANSPARENT.
+    :ivar socks5: also 127.0.0.1:15080.
+    """
+
+    ports: tuple[int, ...] = DEFAULT_PORTS
+    loopback: bool = False
+    ipv6: bool = True
+    reuse_port: bool = True
+    privileged: bool = True
+    socks5: bool = False
+    backlog: int = 128
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.ports) + self.socks5
+
+
+@dataclass(frozen=True)
+class ZdsSettings:
+    """The ZDS form.
+
+    :ivar socket: path of the agent's Unix socket, which we dial.
+    :ivar agents: uids that the agent may have, beside root and our own.
+    """
+
+    socket: str
+    agents: tuple[int, ...]
+    inpod: InPodSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one process of pyztun-ztunnel was asked to do.
+
+    :ivar form: how workloads reach us.
+    :ivar max_workloads: upper limit, beside the one that RLIMIT_NOFILE sets.
+    """
+
+    form: SeedSettings | ZdsSettings
     max_workloads: int
     log_format: str
 
 
-def parse(words: Sequence[str] | None = None) -> Settings:
+SEED_ONLY = ("listen", "mode", "group", "allow_home", "max_peers")
+ZDS_ONLY = ("bind", "socks5")
+
+
+def parse(words: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads the command line; ends the process with status 2 when it makes no sense."""
     parser = _parser()
     asked = parser.parse_args(words)
-    addresses = asked.listen or [("127.0.0.1", port) for port in DEFAULT_PORTS]
-    if not asked.socket:
+    zds = asked.zds
+    if asked.socket is None and zds is None:
+        zds = environ.get("INPOD_UDS")
+        if zds is None:
+            parser.error("SOCKET or --zds SOCKET is missing (and INPOD_UDS is not set)")
+    elif asked.socket is not None and zds is not None:
+        parser.error("SOCKET and --zds exclude each other")
+    if "" in (asked.socket, zds):
         parser.error("SOCKET is empty")
+    for name in SEED_ONLY if zds is not None else ZDS_ONLY:
+        if getattr(asked, name) != parser.get_default(name):
+            where = "SOCKET, not with --zds" if zds is not None else "--zds"
+            parser.error(f"--{name.replace('_', '-')} goes with {where}")
+    form: SeedSettings | ZdsSettings
+    form = _seed(parser, asked) if zds is None else _zds(parser, asked, zds, environ)
+    return Settings(form, asked.max_workloads, asked.log_format)
+
+
+def _seed(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> SeedSettings:
+    addresses = asked.listen or [("127.0.0.1", port) for port in DEFAULT_PORTS]
     if len(set(addresses)) < len(addresses):
         parser.error("the same --listen twice: the second could never be made")
     if len(addresses) > native.MAX_LISTENERS:
         parser.error(f"at most {native.MAX_LISTENERS} listeners a pod")
     flags = native.REUSEADDR | native.V6ONLY | native.NONBLOCK
-    return Settings(
+    backlog = SEED_BACKLOG if asked.backlog is None else asked.backlog
+    return SeedSettings(
         socket=asked.socket,
         listeners=tuple(
-            listener_spec(host, port, backlog=asked.backlog, flags=flags)
-            for host, port in addresses
+            listener_spec(host, port, backlog=backlog, flags=flags) for host, port in addresses
         ),
-        mode=asked.mode,
+        mode=DEFAULT_MODE if asked.mode is None else asked.mode,
         group=asked.group,
         uids=tuple(asked.allow_uid),
         allow_home=asked.allow_home,
-        max_peers=asked.max_peers,
-        max_workloads=asked.max_workloads,
-        log_format=asked.log_format,
+        max_peers=DEFAULT_PEERS if asked.max_peers is None else asked.max_peers,
     )
+
+
+def _zds(
+    parser: argparse.ArgumentParser,
+    asked: argparse.Namespace,
+    path: str,
+    environ: Mapping[str, str],
+) -> ZdsSettings:
+    def is_on(name: str) -> bool:
+        value = environ.get(name, "true").lower()
+        if value not in ("true", "false"):
+            parser.error(f"{name}={value} is neither true nor false")
+        return value == "true"
+
+    inpod = InPodSettings(
+        loopback=asked.bind == "loopback",
+        ipv6=is_on("IPV6_ENABLED"),
+        reuse_port=is_on("INPOD_PORT_REUSE"),
+        socks5=asked.socks5,
+        backlog=ZDS_BACKLOG if asked.backlog is None else asked.backlog,
+    )
+    return ZdsSettings(path, (0, os.geteuid(), *asked.allow_uid), inpod)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyztun-ztunnel",
         description="Takes netns fds over a Unix socket and makes listeners in each pod.",
+        usage="pyztun-ztunnel [OPTIONS] SOCKET\n       pyztun-ztunnel [OPTIONS] --zds SOCKET",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -106,22 +206,29 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     many: dict[str, Any] = {"action": "append", "default": []}
     # fmt: off
-    add("socket", metavar="SOCKET", help="path of the Unix socket to listen on")
-    add("--listen", metavar="ADDR:PORT", type=address, **many,
-        help="a listener in each pod; repeatable (default 127.0.0.1:15008, :15006, :15001)")
-    add("--backlog", metavar="N", type=_Number(1, 2**31 - 1), default=4096,
-        help="of each listener (default 4096)")
-    add("--mode", metavar="OCTAL", type=_mode, default=0o600,
-        help="permissions of the socket file (default 0600)")
-    add("--group", metavar="GROUP", type=_group, help="of the socket file, by name or number")
+    add("socket", metavar="SOCKET", nargs="?",
+        help="seed form: path of the Unix socket to listen on")
+    add("--zds", metavar="SOCKET", help="ZDS form: path of the node agent's Unix socket")
+    add("--backlog", metavar="N", type=_Number(1, 2**31 - 1),
+        help=f"of each listener (default {SEED_BACKLOG}; {ZDS_BACKLOG} with --zds)")
     add("--allow-uid", metavar="UID", type=_Number(0, MAX_ID), **many,
-        help="a uid that may ask beside root and our own; repeatable")
-    add("--allow-home", action="store_true",
-        help="accept our own netns, and the initial one, as a workload")
-    add("--max-peers", metavar="N", type=_Number(1, 65536), default=1024,
-        help="connections to the socket at a time (default 1024)")
+        help="a uid that may ask, or be the agent, beside root and our own; repeatable")
     add("--max-workloads", metavar="N", type=_Number(1, MAX_WORKLOADS), default=MAX_WORKLOADS,
         help="netns held at a time (default: what RLIMIT_NOFILE allows)")
+    seed, zds = parser.add_argument_group("seed form"), parser.add_argument_group("ZDS form")
+    seed.add_argument("--listen", metavar="ADDR:PORT", type=address, **many,
+        help="a listener in each pod; repeatable (default 127.0.0.1:15008, :15006, :15001)")
+    seed.add_argument("--mode", metavar="OCTAL", type=_mode,
+        help="permissions of the socket file (default 0600)")
+    seed.add_argument("--group", metavar="GROUP", type=_group,
+        help="of the socket file, by name or number")
+    seed.add_argument("--allow-home", action="store_true",
+        help="accept our own netns, and the initial one, as a workload")
+    seed.add_argument("--max-peers", metavar="N", type=_Number(1, 65536),
+        help=f"connections to the socket at a time (default {DEFAULT_PEERS})")
+    zds.add_argument("--bind", choices=("wildcard", "loopback"), default="wildcard",
+        help="where 15008, 15006 and 15001 listen: [::], or 127.0.0.1 as in the seed form")
+    zds.add_argument("--socks5", action="store_true", help="also listen on 127.0.0.1:15080")
     add("--log-format", choices=("human", "json"), default="human",
         help="of the log on stderr (default human)")
     add("--version", action="version", version=f"pyztun-ztunnel {__version__}")

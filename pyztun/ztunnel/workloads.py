@@ -2,7 +2,8 @@
 
 Key is the inode of the netns: the listeners pin the namespace, so as long as a workload is held its
 inode cannot be given to another one, and nsfs is one file system. The cookie is its name towards
-people, and after its path is gone. No netns fd is kept. Only the handoff thread uses this.
+people, and after its path is gone. No netns fd is kept. One thread at a time: the handoff thread,
+and behind its end whoever ends the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import os
 
 from pyztun.errors import SyscallError
-from pyztun.protocol import seed
 from pyztun.waits import Responder
 
 TYPE_CHECKING = False
@@ -31,21 +31,26 @@ class Workloads:
     """All that is held.
 
     :ivar by_inode: to be read only.
-    :param addresses: of the listeners, as answers show them.
     :param responder: answers the connections.
+    :ivar changes: counts what was added or dropped.
     """
 
-    def __init__(self, addresses: str, responder: Responder) -> None:
-        self._addresses, self._responder = addresses, responder
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
+        self.changes = 0
         self.by_inode: dict[int, Workload] = {}
         self._by_cookie: dict[int, Workload] = {}
-        self._listing: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.by_inode)
 
     def __iter__(self) -> Iterator[Workload]:
         return iter(self.by_inode.values())
+
+    @property
+    def cookies(self) -> list[int]:
+        """Of all, in the order in which they were added."""
+        return list(self._by_cookie)
 
     def by_cookie(self, cookie: int) -> Workload | None:
         """The workload of that cookie."""
@@ -58,7 +63,7 @@ class Workloads:
         """
         workload = Workload(inode, cookie, listeners)
         self.by_inode[inode] = self._by_cookie[cookie] = workload
-        self._listing = None
+        self.changes += 1
         try:
             self._responder.watch(listeners)
         except SyscallError:
@@ -69,7 +74,7 @@ class Workloads:
     def drop(self, workload: Workload) -> None:
         """Closes its listeners: nothing of ours is left in the pod."""
         del self.by_inode[workload.inode], self._by_cookie[workload.cookie]
-        self._listing = None
+        self.changes += 1
         self._responder.forget(workload.listeners)
         for listener in workload.listeners:
             os.close(listener)
@@ -78,10 +83,3 @@ class Workloads:
         """Closes every listener."""
         for workload in list(self):
             self.drop(workload)
-
-    def listing(self) -> bytes:
-        """The whole answer to LIST, made once per change."""
-        if self._listing is None:
-            lines = [seed.held(self._addresses, cookie) for cookie in self._by_cookie]
-            self._listing = b"".join([*lines, seed.end()])
-        return self._listing

@@ -1,11 +1,12 @@
 """The command line of pyztun-ztunnel, and what a start that cannot succeed says."""
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
 
-from pyztun.ztunnel.settings import Settings, parse
+from pyztun.ztunnel.settings import InPodSettings, SeedSettings, Settings, ZdsSettings, parse
 from support import privilege
 from support.programs import run_program
 
@@ -13,16 +14,25 @@ DEFAULT = ["127.0.0.1:15008", "127.0.0.1:15006", "127.0.0.1:15001"]
 
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("S", {"socket": "S", "mode": 0o600, "group": None, "uids": (), "allow_home": False}),
-    ("S", {"max_peers": 1024, "log_format": "human"}),
+    ("S", {"max_peers": 1024}),
     ("S --mode 0660", {"mode": 0o660}),
     ("S --mode 0", {"mode": 0}),
     ("S --group 4242", {"group": 4242}),
     ("S --group root", {"group": 0}),
     ("S --allow-uid 1 --allow-uid 4294967294", {"uids": (1, 4294967294)}),
     ("--allow-home S", {"allow_home": True}),
-    ("S --max-peers 1 --max-workloads 2", {"max_peers": 1, "max_workloads": 2}),
-    ("S --log-format json", {"log_format": "json"}),
+    ("S --max-peers 1", {"max_peers": 1}),
     ("-- -S", {"socket": "-S"}),
+]
+
+ZDS: list[tuple[str, dict[str, str], str, InPodSettings]] = [
+    ("--zds S", {}, "S", InPodSettings()),
+    ("--zds S", {"INPOD_UDS": "T"}, "S", InPodSettings()),
+    ("", {"INPOD_UDS": "T"}, "T", InPodSettings()),
+    ("--zds S --bind loopback", {}, "S", InPodSettings(loopback=True)),
+    ("--zds S --socks5 --backlog 7", {}, "S", InPodSettings(socks5=True, backlog=7)),
+    ("--zds S", {"INPOD_PORT_REUSE": "false"}, "S", InPodSettings(reuse_port=False)),
+    ("--zds S", {"IPV6_ENABLED": "False"}, "S", InPodSettings(ipv6=False)),
 ]
 
 LISTEN = [
@@ -33,7 +43,17 @@ LISTEN = [
 ]
 
 REFUSED = [
-    ("", "SOCKET"),
+    ("", "SOCKET or --zds SOCKET is missing"),
+    ("S --zds T", "exclude each other"),
+    ("--zds", "expected one argument"),
+    ("--zds S --listen 127.0.0.1:1", "--listen goes with SOCKET"),
+    ("--zds S --mode 0600", "--mode goes with SOCKET"),
+    ("--zds S --group 0", "--group goes with SOCKET"),
+    ("--zds S --allow-home", "--allow-home goes with SOCKET"),
+    ("--zds S --max-peers 1024", "--max-peers goes with SOCKET"),
+    ("S --bind loopback", "--bind goes with --zds"),
+    ("S --socks5", "--socks5 goes with --zds"),
+    ("--zds S --bind ::1", "invalid choice"),
     ("S T", "unrecognized arguments"),
     ("S --nonsense", "unrecognized arguments"),
     ("S --allow-h", "unrecognized arguments"),
@@ -73,8 +93,38 @@ REFUSED = [
 
 @pytest.mark.parametrize(("line", "expected"), ACCEPTED)
 def test_accepted(line: str, expected: dict[str, Any]) -> None:
-    settings = parse(line.split())
-    assert {name: getattr(settings, name) for name in expected} == expected
+    form = seed(line.split())
+    assert {name: getattr(form, name) for name in expected} == expected
+
+
+def test_accepted_in_both_forms() -> None:
+    for form in ("S", "--zds S"):
+        settings = parse([*form.split(), "--max-workloads", "2", "--log-format", "json"], {})
+        assert (settings.max_workloads, settings.log_format) == (2, "json")
+
+
+@pytest.mark.parametrize(("line", "environ", "path", "inpod"), ZDS)
+def test_zds(line: str, environ: dict[str, str], path: str, inpod: InPodSettings) -> None:
+    form = parse(line.split(), environ).form
+    assert form == ZdsSettings(path, (0, os.geteuid()), inpod)
+
+
+def test_agents_are_root_ourselves_and_who_is_named() -> None:
+    form = parse(["--zds", "S", "--allow-uid", "7"], {}).form
+    assert isinstance(form, ZdsSettings)
+    assert form.agents == (0, os.geteuid(), 7)
+
+
+@pytest.mark.parametrize("environ", [{"INPOD_UDS": ""}, {"INPOD_UDS": "S", "IPV6_ENABLED": "no"}])
+def test_an_environment_that_makes_no_sense(environ: dict[str, str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([], environ)
+
+
+def seed(words: list[str]) -> SeedSettings:
+    form = parse(words, {"INPOD_UDS": "the socket was named"}).form
+    assert isinstance(form, SeedSettings)
+    return form
 
 
 @pytest.mark.parametrize(("asked", "expected", "backlog"), LISTEN)
@@ -82,19 +132,19 @@ def test_listeners(asked: list[str], expected: list[str], backlog: int) -> None:
     words = ["S", "--backlog", str(backlog)]
     for each in asked:
         words += ["--listen", each]
-    settings = parse(words)
-    assert [str(each) for each in settings.listeners] == expected
-    assert {each.backlog for each in settings.listeners} == {backlog}
+    listeners = seed(words).listeners
+    assert [str(each) for each in listeners] == expected
+    assert {each.backlog for each in listeners} == {backlog}
 
 
 def test_the_default_backlog_is_4096() -> None:
-    assert {each.backlog for each in parse(["S"]).listeners} == {4096}
+    assert {each.backlog for each in seed(["S"]).listeners} == {4096}
 
 
 @pytest.mark.parametrize(("line", "why"), REFUSED, ids=lambda text: text[:40])
 def test_refused(line: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(line.split())
+        parse(line.split(), {})
     out, err = capsys.readouterr()
     assert (caught.value.code, out) == (2, "")
     assert why in err.splitlines()[-1]
@@ -102,7 +152,7 @@ def test_refused(line: str, why: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_sixty_four_listeners_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for port in range(1, 65) for word in ("--listen", f"127.0.0.1:{port}")]
-    assert len(parse(["S", *words]).listeners) == 64
+    assert len(seed(["S", *words]).listeners) == 64
     with pytest.raises(SystemExit):
         parse(["S", *words, "--listen", "127.0.0.1:65"])
     assert "at most 64 listeners" in capsys.readouterr().err
@@ -111,7 +161,7 @@ def test_sixty_four_listeners_and_no_more(capsys: pytest.CaptureFixture[str]) ->
 def test_settings_do_not_change() -> None:
     settings = parse(["S"])
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.mode = 0o666  # type: ignore[misc]
+        settings.log_format = "json"  # type: ignore[misc]
     assert isinstance(settings, Settings)
 
 

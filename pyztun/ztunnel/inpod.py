@@ -1,0 +1,122 @@
+"""The listeners of a workload in the ZDS form, and what is done where a pod cannot have them.
+
+What Istio's ztunnel makes (src/proxy.rs, src/inpod/config.rs): 15008, 15006 and 15001 on the
+wildcard address, SO_REUSEPORT so that an upgrade can serve a pod twice, and, where the process may,
+IP_TRANSPARENT and a mark that the pod's own rules leave alone. REDIRECT of what arrives from
+outside goes to the address of the incoming interface, so loopback would not do.
+
+A `[::]` listener without IPV6_V6ONLY takes IPv4 too, also where IPv6 is switched off by sysctl.
+Only a kernel or pod without the family at all (EAFNOSUPPORT, EADDRNOTAVAIL) gets 0.0.0.0.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pyztun import native
+from pyztun.addresses import listener_spec
+
+if TYPE_CHECKING:
+    from pyztun.service.log import Log
+    from pyztun.ztunnel.settings import InPodSettings
+
+MARK = 0x539
+"""SO_MARK of everything that ztunnel sends; in-pod rules do not capture it (RULES: 1337)."""
+SOCKS5_PORT = 15080
+
+NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+PRIVILEGED = ("setsockopt(SO_MARK)", "setsockopt(IP_TRANSPARENT)")
+
+
+class InPod:
+    """Makes a workload's listeners, by the first plan that the pod allows. One thread.
+
+    :ivar plan: what is tried first, without this class where speed counts.
+    """
+
+    def __init__(self, wanted: InPodSettings, home_fd: int, log: Log) -> None:
+        """:param home_fd: netns of the thread that will call open(), proven, borrowed."""
+        self._home_fd, self._log = home_fd, log
+        self._plans: dict[InPodSettings, native.ListenPlan] = {}
+        if wanted.privileged and not _may_mark():
+            wanted = replace(wanted, privileged=False)
+            self._say_unprivileged("the process lacks CAP_NET_ADMIN and CAP_NET_RAW")
+        self._said = not wanted.privileged
+        self._wanted = wanted
+        self.plan = self._plan(wanted)
+        self.addresses = " ".join(map(str, self.plan.specs))
+
+    def open(self, netns_fd: int, failed: int = 0) -> list[int]:
+        """Listeners that the caller owns. SyscallError: why the last plan that was tried failed.
+
+        :param failed: the -errno with which ``plan`` was just tried, so that it is not tried again.
+        """
+        wanted, plan, rc = self._wanted, self.plan, failed
+        if rc == 0:
+            rc = plan.attempt(netns_fd, self._home_fd)
+        while rc < 0:
+            lesser = self._lesser(wanted, plan, -rc)
+            if lesser is None:
+                raise plan.failed(rc)
+            wanted, plan = lesser, self._plan(lesser)
+            rc = plan.attempt(netns_fd, self._home_fd)
+        return plan.made()
+
+    def _lesser(
+        self, wanted: InPodSettings, plan: native.ListenPlan, number: int
+    ) -> InPodSettings | None:
+        """What to try after a failure; None where nothing less would help."""
+        syscall, index = plan.failed_at()
+        if wanted.ipv6 and number in NO_FAMILY and plan.specs[index].family == native.IPV6:
+            return replace(wanted, ipv6=False)
+        if wanted.privileged and number == errno.EPERM and syscall in PRIVILEGED:
+            if not self._said:
+                self._say_unprivileged(str(plan.failed(-number)))
+                self._said = True
+            return replace(wanted, privileged=False)
+        return None
+
+    def _say_unprivileged(self, reason: str) -> None:
+        self._log.event(
+            "warning",
+            "no-mark",
+            reason=reason,
+            consequence="listeners without SO_MARK and IP_TRANSPARENT",
+        )
+
+    def _plan(self, wanted: InPodSettings) -> native.ListenPlan:
+        if wanted not in self._plans:
+            self._plans[wanted] = native.ListenPlan(_specs(wanted))
+        return self._plans[wanted]
+
+
+def _specs(wanted: InPodSettings) -> list[native.ListenerSpec]:
+    host = "127.0.0.1" if wanted.loopback else "::" if wanted.ipv6 else "0.0.0.0"  # noqa: S104
+    places = [(host, port) for port in wanted.ports]
+    if wanted.socks5:
+        places.append(("127.0.0.1", SOCKS5_PORT))
+    flags = native.NONBLOCK | (native.REUSEPORT if wanted.reuse_port else native.REUSEADDR)
+    mark = 0
+    if wanted.privileged:
+        flags, mark = flags | native.TRANSPARENT, MARK
+    return [
+        listener_spec(host, port, backlog=wanted.backlog, flags=flags, mark=mark)
+        for host, port in places
+    ]
+
+
+def _may_mark() -> bool:
+    """Whether we may mark at home; over a pod of another user namespace we may still not.
+
+    The kernel asks for CAP_NET_ADMIN or CAP_NET_RAW over the owner of the socket's netns
+    (net/core/sock.c).
+    """
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+        except PermissionError:
+            return False
+    return True

@@ -1,0 +1,69 @@
+"""The ZDS form: we dial a node agent, and it commands what is served."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyztun import waits
+from pyztun.ztunnel.agent_link import AgentLink
+from pyztun.ztunnel.form import not_workloads
+from pyztun.ztunnel.inpod import InPod
+from pyztun.ztunnel.zds_receiver import ZdsReceiver
+
+if TYPE_CHECKING:
+    from pyztun.netns import NetNs
+    from pyztun.service.log import Log
+    from pyztun.ztunnel.limits import Budget
+    from pyztun.ztunnel.settings import ZdsSettings
+    from pyztun.ztunnel.workloads import Workloads
+
+
+class ZdsForm:
+    """See Form."""
+
+    max_peers = 1
+
+    def __init__(self, settings: ZdsSettings) -> None:
+        self._settings = settings
+        self.listeners = settings.inpod.count
+
+    def open(self) -> None:
+        """Nothing: the socket file is the agent's."""
+
+    def prepare(self, workloads: Workloads, budget: Budget, home: NetNs, log: Log) -> None:
+        wanted, self._wake = self._settings, os.eventfd(0)
+        self._wait = waits.Zds(self._wake)
+        inpod = InPod(wanted.inpod, home.fileno(), log)
+        self._receiver = ZdsReceiver(
+            self._wait,
+            AgentLink(wanted.socket, wanted.agents, log),
+            inpod,
+            workloads,
+            log,
+            home_fd=home.fileno(),
+            not_workloads=not_workloads(home),
+            max_workloads=budget.max_workloads,
+        )
+        log.event(
+            "info",
+            "serving",
+            agent=wanted.socket,
+            listeners=inpod.addresses,
+            max_workloads=budget.max_workloads,
+        )
+
+    def run(self) -> None:
+        self._receiver.run()
+
+    def leave(self) -> None:
+        """The agent learns of our end by that of the connection."""
+
+    def stop(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        if self._wake >= 0:
+            self._wait.close()
+            os.close(self._wake)
+            self._wake = -1

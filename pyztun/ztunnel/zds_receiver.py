@@ -1,0 +1,337 @@
+"""The ZDS form's receiver: one message at a time, what to do with it, what to answer.
+
+Runs in the handoff thread, which owns everything here. What a message means is decided by
+protocol/zds_ztunnel.py; this file does it. Every message is answered exactly once and in its turn;
+every descriptor is closed in the turn that brought it, or kept with what is pending.
+
+From an Add to its ACK python runs cold, so the common case (a new workload in a netns that nobody
+has) is decided in `_add` by a few look-ups, and one native call listens and answers. All else goes
+the long way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pyztun import native, waits
+from pyztun.errors import ProtocolError, SyscallError
+from pyztun.fds import OwnedFd
+from pyztun.protocol import zds
+from pyztun.protocol import zds_ztunnel as states
+from pyztun.protocol.seed import printable
+from pyztun.ztunnel.pending import NEVER, Pending, Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyztun.service.log import Log
+    from pyztun.ztunnel.agent_link import AgentLink
+    from pyztun.ztunnel.inpod import InPod
+    from pyztun.ztunnel.workloads import Workload, Workloads
+
+
+class ZdsReceiver:
+    """Serves the agent until it is woken; what it serves goes on meanwhile and afterwards.
+
+    :param workloads: what is served, by inode of the netns.
+    :param home_fd: netns of the thread that calls run(), proven, borrowed.
+    :param not_workloads: inodes of netns that are refused, and what they are called.
+    :param max_workloads: served and pending ones together.
+    """
+
+    def __init__(
+        self,
+        wait: waits.Zds,
+        link: AgentLink,
+        inpod: InPod,
+        workloads: Workloads,
+        log: Log,
+        *,
+        home_fd: int,
+        not_workloads: dict[int, str],
+        max_workloads: int,
+    ) -> None:
+        self._wait, self._request = wait, wait.request
+        self._link, self._inpod, self._home_fd = link, inpod, home_fd
+        self._workloads, self._served = workloads, workloads.by_inode
+        self._log, self._not_workloads, self._room = log, not_workloads, max_workloads
+        self._state = states.Ztunnel()
+        self._infos: dict[str, zds.WorkloadInfo] = {}
+        self._pending = Pending()
+        self._listen_and_ack: Callable[[], int] = _never
+        link.on_end = self._state.disconnected
+
+    def run(self) -> None:
+        """Blocks until the wake fd is readable."""
+        serve = {
+            waits.ADD: self._add,
+            waits.MESSAGE: self._message,
+            waits.CLOSED: self._closed,
+            waits.DUE: self._due,
+        }
+        self._due()
+        while (event := self._wait.next(self._link.sock, self._patience())) != waits.ZDS_WOKEN:
+            try:
+                serve[event]()
+            finally:
+                if self._request.fd >= 0:
+                    os.close(self._request.fd)
+        self._link.hang_up("shutting down", "info")
+        self._pending.keep_only(())
+
+    # ---- time --------------------------------------------------------------------------------
+
+    def _patience(self) -> float | None:
+        due = min(self._pending.next_due(), self._link.dial_at)
+        return None if due == NEVER else max(0.0, due - monotonic())
+
+    def _due(self) -> None:
+        """Dials, if it is time, and tries what is pending and due."""
+        if self._link.dial_at <= monotonic() and self._link.dial():
+            self._state.connected()
+            self._listen_and_ack = self._wait.taker(
+                self._inpod.plan, self._link.sock, self._home_fd
+            )
+        for waiting in self._pending.due():
+            self._try_again(waiting)
+
+    def _closed(self) -> None:
+        lost = self._request.lost
+        self._link.hang_up(os.strerror(-lost) if lost else "the agent closed the connection")
+
+    # ---- messages ----------------------------------------------------------------------------
+
+    def _add(self) -> None:
+        """A plain Add, decoded by C."""
+        inode, uid = self._request.inode, self._wait.text(waits.UID)
+        if (
+            self._state.relation(uid, inode) != states.NEW
+            or inode in self._not_workloads
+            or self._is_full(uid)
+        ):
+            self._take(uid, self._info())
+        elif (rc := self._listen_and_ack()) < 0:
+            self._take(uid, self._info(), failed=rc)
+        else:
+            self._state.add(uid, inode)
+            self._serve(uid, self._info(), self._inpod.plan.made())
+            if self._request.unsent:
+                self._link.hang_up(os.strerror(-self._request.unsent))
+
+    def _info(self) -> zds.WorkloadInfo:
+        text = self._wait.text
+        return zds.WorkloadInfo(
+            text(waits.NAME), text(waits.NAMESPACE), text(waits.SERVICE_ACCOUNT)
+        )
+
+    def _message(self) -> None:
+        """Any other message."""
+        if self._request.lost:
+            self._lost()
+            return
+        try:
+            request = zds.decode(self._wait.message(), self._request.nfds)
+        except ProtocolError as error:
+            self._violation(str(error))
+            return
+        if isinstance(request, zds.Add):
+            self._take(request.uid, request.info)
+        elif isinstance(request, zds.Del):
+            self._delete(request.uid)
+        elif isinstance(request, zds.Keep):
+            self._keep(request.uid)
+        else:
+            self._snapshot_sent()
+
+    def _lost(self) -> None:
+        """A part of the message did not arrive; the next one is not touched by that."""
+        if self._request.lost != -errno.EMFILE:
+            self._violation(f"a message of more than {zds.MAX_MESSAGE} bytes, or cut")
+            return
+        with contextlib.suppress(ProtocolError):
+            asked = zds.decode(self._wait.message(), 1)
+            if isinstance(asked, zds.Add):
+                self._state.named(asked.uid)  # what runs under this uid goes on
+        self._refuse("our fd table is full (RLIMIT_NOFILE): the netns did not arrive")
+
+    def _violation(self, reason: str) -> None:
+        """Answers, and ends the connection: what the agent means is not known any more."""
+        self._refuse(reason)
+        self._link.hang_up(f"protocol violation: {reason}")
+
+    def _refuse(self, reason: str, **fields: object) -> None:
+        self._log.event("peer", "refused", reason=printable(reason), **fields)
+        self._link.answer(zds.nack(reason))
+
+    def _agree(self) -> None:
+        self._link.answer(zds.ack())
+
+    def _keep(self, uid: str) -> None:
+        if self._state.keep(uid) == states.VIOLATION:
+            self._violation("keep after the snapshot")
+        else:
+            self._agree()
+
+    def _delete(self, uid: str) -> None:
+        if self._state.delete(uid) == states.STOP:
+            self._stop(uid, "deleted")
+        self._pending.drop(uid)
+        self._agree()
+
+    def _snapshot_sent(self) -> None:
+        action, gone = self._state.snapshot_sent()
+        if action == states.VIOLATION:
+            self._violation("a second snapshot-sent")
+            return
+        self._pending.keep_only(self._state.pending)
+        for uid in gone:
+            self._stop(uid, "not in the snapshot")
+        self._link.works()
+        self._agree()
+        self._log.event(
+            "info",
+            "snapshot",
+            workloads=len(self._served),
+            stopped=len(gone),
+            pending=",".join(map(printable, self._pending.uids)),
+        )
+
+    # ---- an Add, the long way ----------------------------------------------------------------
+
+    def _take(self, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
+        """Does what an Add asks for, and answers.
+
+        :param failed: the -errno with which the native call just failed to listen.
+        """
+        if self._request.fd < 0:
+            self._state.named(uid)
+            error = native.not_a_netns(-self._request.not_netns, "the descriptor")
+            self._refuse(str(error), uid=printable(uid))
+            return
+        action = self._state.add(uid, self._request.inode)
+        if refusal := self._not_workloads.get(self._request.inode):
+            self._refuse(refusal, uid=printable(uid))
+        elif action == states.CONFIRM:
+            self._confirm(uid, info)
+        elif self._is_full(uid):
+            self._refuse(f"the limit of {self._room} workloads is reached", uid=printable(uid))
+        else:
+            self._try_first(action, uid, info, failed)
+
+    def _is_full(self, uid: str) -> bool:
+        """Whether there is no room for one more; one that is served or pending has its own."""
+        known = uid in self._infos or uid in self._pending
+        return not known and len(self._served) + len(self._pending) >= self._room
+
+    def _confirm(self, uid: str, info: zds.WorkloadInfo) -> None:
+        """The workload is served there. Listeners that root in the pod destroyed are made again."""
+        self._pending.drop(uid)
+        held = self._served[self._request.inode]
+        self._infos[uid] = info
+        if not all(map(native.is_listening, held.listeners)):
+            self._stop(uid, "its listeners were destroyed")
+            self._try_first(states.START, uid, info)
+        else:
+            self._agree()
+
+    def _try_first(self, action: str, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
+        request = self._request
+        waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
+        request.fd = -1
+        reason = self._attempt(action, waiting, failed)
+        if not reason:
+            waiting.netns.close()
+            self._agree()
+            return
+        self._state.failed(uid, waiting.inode)
+        self._pending.put(waiting)
+        waiting.failed(reason)
+        self._refuse(
+            f"{reason}; pending, will be tried again", uid=printable(uid), netns=waiting.cookie
+        )
+
+    def _try_again(self, waiting: Waiting) -> None:
+        action = states.ADDS[self._state.relation(waiting.uid, waiting.inode)]
+        reason = self._attempt(action, waiting)
+        if not reason:
+            self._pending.drop(waiting.uid)
+        elif waiting.failed(reason):
+            self._log.event("warning", "pending", uid=printable(waiting.uid), reason=reason)
+
+    def _attempt(self, action: str, waiting: Waiting, failed: int = 0) -> str:
+        """Serves the workload in its netns, in place of an older one. Why not, or nothing.
+
+        New listeners first, then the old ones go: a failure costs nothing.
+        """
+        if action == states.REFUSE:
+            holder = self._state.holders[waiting.inode]
+            return f"this netns is served for uid {printable(holder)}"
+        try:
+            listeners = self._inpod.open(waiting.netns.fileno(), failed)
+        except SyscallError as error:
+            return str(error)
+        if waiting.cookie == 0:
+            waiting.cookie = self._cookie_of(listeners[0], waiting.inode)
+        return self._hold(waiting, listeners)
+
+    def _cookie_of(self, listener: int, inode: int) -> int:
+        try:
+            return native.socket_cookie(listener)
+        except SyscallError:  # before Linux 5.14
+            return inode
+
+    # ---- what is served ----------------------------------------------------------------------
+
+    def _serve(self, uid: str, info: zds.WorkloadInfo, listeners: list[int]) -> None:
+        """What follows the ACK of the short way."""
+        request = self._request
+        waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
+        request.fd = -1
+        reason = self._hold(waiting, listeners)
+        if reason:
+            self._state.failed(uid, waiting.inode)
+            self._pending.put(waiting)
+            waiting.failed(reason)
+        else:
+            self._pending.drop(uid)
+            waiting.netns.close()
+
+    def _hold(self, waiting: Waiting, listeners: list[int]) -> str:
+        """Has the listeners (owned from now on) answered. Why not, or nothing."""
+        try:
+            self._workloads.add(waiting.inode, waiting.cookie, listeners)
+        except SyscallError as error:
+            return str(error)  # closed listeners refuse, which is better than ones that hang
+        self._stop(waiting.uid, "replaced")
+        self._state.served(waiting.uid, waiting.inode)
+        self._infos[waiting.uid] = waiting.info
+        self._log.announce("listeners ready")
+        self._log.event(
+            "info",
+            "listeners-ready",
+            uid=printable(waiting.uid),
+            workload=printable(waiting.info.name),
+            namespace=printable(waiting.info.namespace),
+            netns=waiting.cookie,
+        )
+        return ""
+
+    def _stop(self, uid: str, why: str) -> None:
+        """Closes the listeners of a workload, if it is served: nothing of ours is left there."""
+        inode = self._state.served_in.get(uid)
+        if inode is None:
+            return
+        held: Workload = self._served[inode]  # type: ignore[index]
+        self._state.stopped(uid)
+        del self._infos[uid]
+        self._workloads.drop(held)
+        self._pending.try_soon(held.inode)
+        self._log.event("info", "stopped", uid=printable(uid), netns=held.cookie, why=why)
+
+
+def _never() -> int:
+    raise AssertionError("no connection, so no Add")
