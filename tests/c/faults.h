@@ -14,5 +14,6 @@ struct scenarios {
 struct scenarios message_scenarios(void); /* fdpass.c */
 struct scenarios netns_scenarios(void);   /* netns.c, visit.c, listen.c, netns_create.c */
 struct scenarios service_scenarios(void); /* handoff.c, responder.c, closer.c */
+struct scenarios zds_scenarios(void);     /* zds.c */
 
 #endif

@@ -41,6 +41,10 @@ static const struct rule RULES[] = {
     {"take", "handoff", NULL, 0, SERVES, 0, NULL, "a peer that has gone is no error"},
     {"take, old kernel", "handoff", NULL, 0, SERVES, 0, NULL, "a peer that has gone is no error"},
     {"take, old kernel", "netns", "getsockopt", 0, SERVES, 0, NULL, "the inode is the number"},
+    {NULL, "zds", "poll", 0, SERVES, 0, NULL, "asked again until the time is up"},
+    {NULL, "zds", "send", 0, SERVES, 0, NULL, "listeners that the agent does not know of are told"},
+    {"ZDS Add", "netns", "ioctl", 0, EITHER, 0, NULL, "the kind must be told, the cookie may"},
+    {"ZDS take, old kernel", "netns", "getsockopt", 0, SERVES, 0, NULL, "the inode is the number"},
     {0},
 };
 
@@ -113,12 +117,19 @@ static void each_call_of_services(void)
     sweep_all(service_scenarios());
 }
 
+static void each_call_of_zds(void)
+{
+    need_namespaces();
+    sweep_all(zds_scenarios());
+}
+
 static void a_full_fd_table(void)
 {
     own_mounts();
     sweep_tables(message_scenarios());
     sweep_tables(netns_scenarios());
     sweep_tables(service_scenarios());
+    sweep_tables(zds_scenarios());
 }
 
 /* The last one: it looks at what the others did. */
@@ -126,14 +137,15 @@ static void nothing_is_left_out(void)
 {
     if (getenv("PYZTUN_CTEST") != NULL)
         skip("only some of the sweeps ran (PYZTUN_CTEST)");
+    need_namespaces();
     expect_all_swept(EXEMPT, COUNT(EXEMPT));
 }
 
 int main(void)
 {
     static const struct test tests[] = {
-        TEST(each_call_of_messages), TEST(each_call_of_netns),  TEST(each_call_of_services),
-        TEST(a_full_fd_table),       TEST(nothing_is_left_out),
+        TEST(each_call_of_messages), TEST(each_call_of_netns), TEST(each_call_of_services),
+        TEST(each_call_of_zds),      TEST(a_full_fd_table),    TEST(nothing_is_left_out),
     };
 
     start_sweeps();

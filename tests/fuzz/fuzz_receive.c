@@ -7,19 +7,20 @@
  * three descriptors of several kinds, read, close, let the receiver work. One thread does it all: a
  * peer acts before the receiver is asked, and a wake fd brings the receiver back, so that an input
  * does the same each time. In a second mode the same messages go over a seqpacket or stream pair to
- * pz_recv(), in a third the bytes go to the state machine of requests alone.
+ * pz_recv(), in a third the bytes go to the state machine of requests alone. Two more are those of
+ * ZDS, see fuzz_zds.c.
  *
  * What must hold after each step: an event has its well-formed request, an answer that a peer reads
  * is one that was given. At the end: no descriptor more than before, no time lost. Memory is
  * watched by ASan and UBSan.
  */
 #include "internal.h"
+
+#include "fuzz.h"
 #include "request.h"
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -27,92 +28,12 @@
 
 enum {
     PEERS = 3,
-    MAX_FDS_SENT = 3,
-    MAX_BYTES = 40,
     DEADLINE_MS = 60000,
     MAX_UNSENT = 1 << 19,
     MAX_ANSWER = 1 + 255 * 2048,
     PATIENCE_MS = 2000,
     MAX_EVENTS = 4096
 };
-
-#define MUST(condition)                                                                    \
-    do {                                                                                   \
-        if (!(condition)) {                                                                \
-            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                                       \
-        }                                                                                  \
-    } while (0)
-
-/* ---- the input ---- */
-
-struct input {
-    const uint8_t *at, *end;
-};
-
-static uint8_t take_byte(struct input *input)
-{
-    return input->at < input->end ? *input->at++ : 0;
-}
-
-static size_t take_bytes(struct input *input, uint8_t *to, size_t n)
-{
-    size_t left = (size_t)(input->end - input->at), got = n < left ? n : left;
-
-    memcpy(to, input->at, got);
-    input->at += got;
-    return got;
-}
-
-/* ---- descriptors to send ---- */
-
-enum kind { NETNS, MNTNS, DEVICE, EVENT, SOCKET, KINDS };
-
-static int open_kind(enum kind kind)
-{
-    switch (kind) {
-    case NETNS: return open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    case MNTNS: return open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    case DEVICE: return open("/dev/null", O_RDWR | O_CLOEXEC);
-    case EVENT: return eventfd(0, EFD_CLOEXEC);
-    case SOCKET: return socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    case KINDS: break;
-    }
-    return -1;
-}
-
-static int open_chosen(uint8_t choice)
-{
-    int fd = open_kind((enum kind)(choice % KINDS));
-
-    MUST(fd >= 0);
-    return fd;
-}
-
-struct message {
-    uint8_t bytes[MAX_BYTES];
-    size_t nbytes;
-    int fds[MAX_FDS_SENT];
-    size_t nfds;
-};
-
-static struct message read_message(struct input *input)
-{
-    struct message message = {.nfds = take_byte(input) % (MAX_FDS_SENT + 1)};
-
-    for (size_t i = 0; i < message.nfds; i++)
-        message.fds[i] = open_chosen(take_byte(input));
-    message.nbytes = take_bytes(input, message.bytes, 1 + take_byte(input) % MAX_BYTES);
-    return message;
-}
-
-/* Sends what there is room for; the copies that stay with us are closed. */
-static void send_message(int sock, struct message *message)
-{
-    if (message->nbytes > 0)
-        pz_send(sock, message->bytes, message->nbytes, message->fds, message->nfds, 0);
-    pz_close_all(message->fds, message->nfds);
-}
 
 /* ---- a whole receiver ---- */
 
@@ -356,9 +277,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int before = count_fds();
     int64_t began = pz_now_ms();
 
-    switch (take_byte(&input) % 4) {
+    switch (take_byte(&input) % 6) {
     case 0: drive_request(&input); break;
     case 1: drive_recv(&input); break;
+    case 4: drive_zds(&input); break;
+    case 5: drive_add(&input); break;
     default: drive_handoff(&input); break;
     }
     MUST(count_fds() == before);

@@ -48,13 +48,20 @@ def test_two_seconds(tmp_path: Path) -> None:
     assert list((tmp_path / "corpus").iterdir()) != []
 
 
-def test_a_leak_is_found_and_its_input_named(tmp_path: Path) -> None:
+CLOSES = [
+    ("handoff.c", "pz_closer_take(h->closer, fds[i]);"),
+    ("zds.c", "pz_closer_take(z->closer, fds[i]);"),
+]
+
+
+@pytest.mark.parametrize(("name", "closes"), CLOSES)
+def test_a_leak_is_found_and_its_input_named(tmp_path: Path, name: str, closes: str) -> None:
     """In a copy of the core that forgets to close what it will not hand over."""
     shutil.copytree(REPOSITORY / "csrc", tmp_path / "csrc")
-    broken = tmp_path / "csrc/handoff.c"
+    broken = tmp_path / "csrc" / name
     text = broken.read_text()
-    assert text.count("pz_closer_take(h->closer, fds[i]);") == 1
-    broken.write_text(text.replace("pz_closer_take(h->closer, fds[i]);", "(void)fds;"))
+    assert text.count(closes) == 1
+    broken.write_text(text.replace(closes, "(void)fds;"))
     done = make("run", "SECONDS=20", f"BUILD={tmp_path}", f"CSRC={tmp_path}/csrc")
     assert done.returncode != 0
     named = done.stdout.split("broken by: ")[1].split()[0]
