@@ -79,16 +79,22 @@ static void close_stranger(int fd)
     close(fd);
 }
 
-/* Nothing can be added to it any more: the caller has shut it down. */
+/*
+ * Nothing can be added to it any more: the caller has shut it down. A packet without bytes looks
+ * like the end and may carry descriptors; what is behind one ends with the close.
+ */
 static void close_connection(int sock)
 {
     int fds[PZ_KERNEL_MAX_FDS], lost;
     uint8_t scrap[SCRAP];
-    size_t nfds;
+    long got;
 
-    while (pz_receive_once(sock, scrap, sizeof scrap, fds, &nfds, &lost) > 0)
+    do {
+        size_t nfds = 0;
+        got = pz_receive_once(sock, scrap, sizeof scrap, fds, &nfds, &lost);
         for (size_t i = 0; i < nfds; i++)
             close_stranger(fds[i]);
+    } while (got > 0);
     close(sock);
 }
 

@@ -21,7 +21,7 @@ struct pz_closer *pz_closer_new(int *error);
  */
 void pz_closer_take(struct pz_closer *closer, int fd);
 
-/* The same for a connection that was shut down for reading and has bytes unread. */
+/* The same for a connection that was shut down for reading and may have something unread. */
 void pz_closer_take_connection(struct pz_closer *closer, int sock);
 
 /* Waits a second at most until all is closed. A thread that is held up longer ends later. */

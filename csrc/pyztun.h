@@ -415,6 +415,12 @@ int pz_zds_take(int sock, struct pz_zds_request *request, int home_fd,
                 const struct pz_listener *wanted, size_t n, int *out_fds,
                 struct pz_failure *failure);
 
+/*
+ * Ends a connection and takes ownership of its descriptor, which another thread closes: what its
+ * peer sent and nobody read may hold up whoever closes it. What we sent can still be read there.
+ */
+void pz_zds_hang_up(struct pz_zds *z, int sock);
+
 void pz_zds_free(struct pz_zds *z);
 
 /* cdef: end */

@@ -14,8 +14,8 @@
  * can tell which one was meant. A message without bytes cannot be told from the end of the
  * connection and is taken for it (unix(7)).
  *
- * The connection is not ours: its owner closes it. Strangers' descriptors go to a thread that does
- * nothing but close them, see closer.c.
+ * The connection is its owner's until he hangs up. Strangers' descriptors go to a thread that does
+ * nothing but close them, see closer.c; so does a connection, in which there may be more of them.
  */
 #include "closer.h"
 #include "internal.h"
@@ -113,6 +113,12 @@ int pz_zds_take(int sock, struct pz_zds_request *request, int home_fd,
     if (request->cookie == 0 && pz_socket_cookie(out_fds[0], &request->cookie) < 0)
         request->cookie = request->inode;
     return 0;
+}
+
+void pz_zds_hang_up(struct pz_zds *z, int sock)
+{
+    shutdown(sock, SHUT_RDWR);
+    pz_closer_take_connection(z->closer, sock);
 }
 
 void pz_zds_free(struct pz_zds *z)

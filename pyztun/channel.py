@@ -103,6 +103,10 @@ class Channel:
         pid, uid, gid = struct.unpack("iII", raw)
         return pid, uid, gid
 
+    def detach(self) -> int:
+        """Hands the socket's descriptor to the caller, who owns it from now on."""
+        return self._fd.detach()
+
     def close(self) -> None:
         """Closes the connection; does nothing the second time."""
         self._fd.close()

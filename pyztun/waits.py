@@ -183,6 +183,10 @@ class Zds:
         """
         return plan.taker(lib.pz_zds_take, sock, self.request, home_fd)
 
+    def hang_up(self, sock: int) -> None:
+        """Ends a connection, without blocking whatever is unread in it; takes ownership of it."""
+        lib.pz_zds_hang_up(self._handle, sock)
+
     def close(self) -> None:
         """Ends its thread; the connection and the wake fd stay the caller's."""
         ffi.release(self._handle)

@@ -92,9 +92,13 @@ class Conversation:
         return offer is not None and self.agreed.get(uid) == offer
 
     def settled(self, uid: str) -> bool:
-        """Whether nothing about this uid is to be said or awaited."""
+        """Whether nothing about this uid is to be said or awaited.
+
+        It becomes so by an answer about it or by changed(), never by something else.
+        """
         about = self._due is not None and getattr(self._due[0], "uid", None) == uid
-        return not about and uid not in self._adds and uid not in self._dels
+        to_say = uid in self._dels or (uid in self._adds and not self.knows(uid))
+        return not about and not to_say
 
     def received(self, message: bytes) -> Answered | None:
         """Takes in a message: a Hello (None is returned) or an answer.

@@ -27,14 +27,17 @@ NEVER = float("inf")
 class AgentLink:
     """At most one connection. One thread; nothing here blocks.
 
-    :param agents: uids that the agent may have, beside root and our own.
+    :param agents: uids that the agent may have.
+    :param close: takes ownership of a connection and ends it without blocking.
     :ivar sock: its descriptor for the native wait, -1 while there is none.
     :ivar dial_at: when to dial, on the clock of monotonic(); NEVER while connected.
     :ivar on_end: called at the end of each connection.
     """
 
-    def __init__(self, path: str, agents: Collection[int], log: Log) -> None:
-        self._path, self._agents, self._log = path, agents, log
+    def __init__(
+        self, path: str, agents: Collection[int], log: Log, close: Callable[[int], None]
+    ) -> None:
+        self._path, self._agents, self._log, self._close = path, agents, log, close
         self._channel: Channel | None = None
         self._backoff = Backoff(FIRST_DELAY, LAST_DELAY)
         self.sock = -1
@@ -53,7 +56,7 @@ class AgentLink:
             channel.send(zds.hello(), timeout=0)
         except OSError as error:
             if channel is not None:
-                channel.close()
+                self._close(channel.detach())
             self.dial_at = monotonic() + self._backoff.next()
             self._log.event("peer", "cannot-connect", reason=str(error))
             return False
@@ -79,7 +82,7 @@ class AgentLink:
         """Ends the connection, if there is one."""
         if self._channel is None:
             return
-        self._channel.close()
+        self._close(self._channel.detach())
         self._channel, self.sock = None, -1
         self.dial_at = monotonic() + self._backoff.next()
         self._log.event(level, "disconnected", reason=reason, **self.agent)

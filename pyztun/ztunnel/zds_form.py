@@ -37,7 +37,7 @@ class ZdsForm:
         inpod = InPod(wanted.inpod, home.fileno(), log)
         self._receiver = ZdsReceiver(
             self._wait,
-            AgentLink(wanted.socket, wanted.agents, log),
+            AgentLink(wanted.socket, wanted.agents, log, self._wait.hang_up),
             inpod,
             workloads,
             log,

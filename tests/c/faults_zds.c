@@ -130,6 +130,17 @@ static int hear_with_full_table(struct pz_failure *failure)
     return rc;
 }
 
+/* ---- the end ---- */
+
+/* Whatever fails, the descriptor behind the bad message ends. */
+static int hang_up(struct pz_failure *failure)
+{
+    (void)failure;
+    pz_zds_hang_up(line.zds, line.sock);
+    line.sock = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    return ends_soon(pipe_ends[0]) ? 0 : -ETIMEDOUT;
+}
+
 /* ---- nothing comes ---- */
 
 static void only_open(void)
@@ -211,6 +222,12 @@ struct scenarios zds_scenarios(void)
          .files = "zds netns closer",
          .set_up = send_stranger,
          .run = hear_stranger,
+         .tear_down = close_stranger,
+         .resists = true},
+        {.name = "ZDS end",
+         .files = "zds closer",
+         .set_up = send_stranger,
+         .run = hang_up,
          .tear_down = close_stranger,
          .resists = true},
         {.name = "ZDS with a full table",

@@ -116,6 +116,28 @@ static void what_is_no_connection(void)
     close_line(&line);
 }
 
+/* Whatever is unread ends, here in a thread of its own, and the agent learns of the end. */
+static void hanging_up_ends_what_was_not_read(void)
+{
+    struct line line = open_line();
+    int ends[2];
+    char got[ACK_SIZE + 1];
+
+    CHECK_EQ(pipe2(ends, O_CLOEXEC), 0);
+    tell(&line, DEL, DEL_SIZE, NULL, 0);
+    tell(&line, "", 0, &ends[1], 1);
+    tell(&line, DEL, DEL_SIZE, &ends[1], 1);
+    close(ends[1]);
+    CHECK_EQ(send(line.sock, ACK, ACK_SIZE, 0), ACK_SIZE);
+    pz_zds_hang_up(line.zds, line.sock);
+    CHECK_EQ(recv(line.agent, got, sizeof got, 0), ACK_SIZE);
+    CHECK_EQ(recv(line.agent, got, sizeof got, 0), 0);
+    CHECK(ends_soon(ends[0]));
+    close(ends[0]);
+    line.sock = open_file();
+    close_line(&line);
+}
+
 /* ---- wake ---- */
 
 static void the_wake_goes_first(void)
@@ -288,6 +310,7 @@ int main(void)
         TEST(a_message_without_bytes_is_the_end),
         TEST(an_agent_that_dies_with_answers_unread),
         TEST(what_is_no_connection),
+        TEST(hanging_up_ends_what_was_not_read),
         TEST(the_wake_goes_first),
         TEST(a_wait_for_ever_ends_by_another_thread),
         TEST(no_wait_ends_early),
