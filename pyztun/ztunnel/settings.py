@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import grp
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyztun import __version__, native
 from pyztun.addresses import listener_spec
+from pyztun.service.options import MAX_ID, Number, group, mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +18,6 @@ DEFAULT_PORTS = (15008, 15006, 15001)
 """HBONE inbound, plaintext inbound, outbound: what Istio's ztunnel listens on in every pod."""
 
 MAX_WORKLOADS = 100_000
-MAX_NUMBER_DIGITS = 10
-MAX_ID = 2**32 - 2
-"""Of uids and gids; 2**32 - 1 means nobody to the kernel."""
-PERMISSION_BITS = 0o777
 SEED_BACKLOG, ZDS_BACKLOG = 4096, 128
 DEFAULT_MODE, DEFAULT_PEERS = 0o600, 1024
 DEADLINE = 5.0
@@ -209,22 +205,22 @@ def _parser() -> argparse.ArgumentParser:
     add("socket", metavar="SOCKET", nargs="?",
         help="seed form: path of the Unix socket to listen on")
     add("--zds", metavar="SOCKET", help="ZDS form: path of the node agent's Unix socket")
-    add("--backlog", metavar="N", type=_Number(1, 2**31 - 1),
+    add("--backlog", metavar="N", type=Number(1, 2**31 - 1),
         help=f"of each listener (default {SEED_BACKLOG}; {ZDS_BACKLOG} with --zds)")
-    add("--allow-uid", metavar="UID", type=_Number(0, MAX_ID), **many,
+    add("--allow-uid", metavar="UID", type=Number(0, MAX_ID), **many,
         help="a uid that may ask, or be the agent, beside root and our own; repeatable")
-    add("--max-workloads", metavar="N", type=_Number(1, MAX_WORKLOADS), default=MAX_WORKLOADS,
+    add("--max-workloads", metavar="N", type=Number(1, MAX_WORKLOADS), default=MAX_WORKLOADS,
         help="netns held at a time (default: what RLIMIT_NOFILE allows)")
     seed, zds = parser.add_argument_group("seed form"), parser.add_argument_group("ZDS form")
     seed.add_argument("--listen", metavar="ADDR:PORT", type=address, **many,
         help="a listener in each pod; repeatable (default 127.0.0.1:15008, :15006, :15001)")
-    seed.add_argument("--mode", metavar="OCTAL", type=_mode,
+    seed.add_argument("--mode", metavar="OCTAL", type=mode,
         help="permissions of the socket file (default 0600)")
-    seed.add_argument("--group", metavar="GROUP", type=_group,
+    seed.add_argument("--group", metavar="GROUP", type=group,
         help="of the socket file, by name or number")
     seed.add_argument("--allow-home", action="store_true",
         help="accept our own netns, and the initial one, as a workload")
-    seed.add_argument("--max-peers", metavar="N", type=_Number(1, 65536),
+    seed.add_argument("--max-peers", metavar="N", type=Number(1, 65536),
         help=f"connections to the socket at a time (default {DEFAULT_PEERS})")
     zds.add_argument("--bind", choices=("wildcard", "loopback"), default="wildcard",
         help="where 15008, 15006 and 15001 listen: [::], or 127.0.0.1 as in the seed form")
@@ -250,38 +246,3 @@ def address(text: str) -> tuple[str, int]:
     if port == 0:
         raise argparse.ArgumentTypeError("port 0 would be another port in each pod")
     return host, port
-
-
-class _Number:
-    """A type for argparse: a decimal number within bounds."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self._low, self._high = low, high
-
-    def __call__(self, text: str) -> int:
-        # The length first: int() refuses thousands of digits with another error.
-        short = text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_DIGITS
-        if not (short and self._low <= int(text) <= self._high):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number in {self._low}..{self._high}"
-            )
-        return int(text)
-
-
-def _mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if mode & ~PERMISSION_BITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode such as 0660")
-    return mode
-
-
-def _group(text: str) -> int:
-    if text.isascii() and text.isdigit():
-        return _Number(0, MAX_ID)(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no group {text!r}") from None

@@ -244,6 +244,7 @@ class ZdsReceiver:
         request.fd = -1
         reason = self._attempt(action, waiting, failed)
         if not reason:
+            self._pending.drop(uid)
             waiting.netns.close()
             self._agree()
             return
