@@ -14,6 +14,7 @@ import pytest
 pytest.register_assert_rewrite("support")
 
 from support import needs, peers, pods, privilege, programs  # noqa: E402
+from support.agent import Agent  # noqa: E402
 from support.project import Project, ordinary_user  # noqa: E402
 
 SWITCH = "PYZTUN_REQUIRE_ROOT=1"
@@ -130,6 +131,14 @@ def start() -> Iterator[Callable[..., programs.Daemon]]:
 def ztunnel(start: Callable[..., programs.Daemon], sock_path: str) -> programs.Daemon:
     """`pyztun-ztunnel` on sock_path, ready."""
     return start(sock_path)
+
+
+@pytest.fixture
+def agent(start: Callable[..., programs.Daemon], directory: Path) -> Agent:
+    """`pyztun-cni agent`, ready; a pass over all workloads is a test's own to ask for."""
+    made = Agent(directory, start)
+    made.begin("--reconcile", "86400")
+    return made
 
 
 @pytest.fixture(scope="session")

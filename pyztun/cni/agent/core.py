@@ -1,0 +1,328 @@
+"""Core: what callers can ask of the agent. control.py has it behind HTTP.
+
+A request changes the registry first, on disk, and then ztunnels are told: whatever ends the process
+in between, the next one goes on with what was asked for. All of it runs in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from time import time
+from typing import NamedTuple
+
+from pyztun import __version__
+from pyztun.cni.agent import references, requests, uids
+from pyztun.cni.agent.requests import Refusal
+from pyztun.cni.agent.status import DescriptorStatus, ReconcileStatus, Status, ZtunnelStatus
+from pyztun.cni.agent.store import StoreError
+from pyztun.cni.agent.workload import DEGRADED, PENDING, READY, Spec, Workload
+from pyztun.protocol.zds import WorkloadInfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pyztun.cni.agent.lifecycle import Lifecycle
+    from pyztun.cni.agent.opening import Opened, Opener
+    from pyztun.cni.agent.reconcile import Reconcile
+    from pyztun.cni.agent.registry import Registry
+    from pyztun.cni.agent.requests import Wanted
+    from pyztun.cni.agent.settings import Settings
+    from pyztun.cni.agent.ztunnels import Ztunnel
+    from pyztun.service.log import Log
+
+MAX_WORKLOADS = 100_000
+KEPT = "kept as pending"
+
+
+class Deleted(NamedTuple):
+    """A workload that is no more.
+
+    :ivar unconfirmed: numbers of the ztunnels that had not confirmed in time. They learn it from
+        their connection, or else from the next snapshot.
+    """
+
+    workload: Workload
+    unconfirmed: tuple[int, ...]
+
+
+class Core:
+    """See above.
+
+    :param boot_id: of the machine: cookies mean nothing beyond it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        opener: Opener,
+        lifecycle: Lifecycle,
+        reconcile: Reconcile,
+        boot_id: str,
+        log: Log,
+    ) -> None:
+        self._settings, self._registry, self._opener = settings, registry, opener
+        self._life, self._reconcile, self._boot_id, self._log = lifecycle, reconcile, boot_id, log
+        self._loop = asyncio.get_running_loop()
+        self._started = time()
+        self._is_closing = False
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """By uid, in the order in which they were first added."""
+        return self._registry.workloads
+
+    def close(self) -> None:
+        """From now on requests are refused, and those that wait are sent home."""
+        self._is_closing = True
+        for uid in self._registry.workloads:
+            self._life.judge(uid)
+
+    # ---- add ---------------------------------------------------------------------------------
+
+    async def add(self, wanted: Wanted, timeout: float) -> Workload:
+        """Registers a workload; returns when the newest ztunnel has acknowledged it.
+
+        :param timeout: seconds for the acknowledgement.
+        :raises Refusal: with ``workload`` where it is registered all the same.
+        """
+        self._refuse_when_closing()
+        requests.check(wanted)
+        workload = self._register(wanted)
+        self._log.event("info", "workload-added", **workload.shown())
+        self._life.offer(workload.uid)
+        deadline = self._loop.time() + timeout
+        while not self._is_acknowledged(workload):
+            if not await self._change(workload.uid, deadline):
+                raise self._kept(requests.TIMEOUT, f"no answer in {timeout:g} s", workload)
+        return workload
+
+    def _refuse_when_closing(self) -> None:
+        if self._is_closing:
+            raise Refusal(requests.SHUTTING_DOWN, "the agent is shutting down")
+
+    def _register(self, wanted: Wanted) -> Workload:
+        reference = references.normal(wanted.netns)
+        if reference is None:
+            raise Refusal(
+                requests.BAD_REQUEST,
+                f"{wanted.netns!r} is neither an absolute path nor a name, pid:N or fd:N",
+            )
+        opened = self._opener.open_wanted(wanted, reference)
+        try:
+            uid = wanted.uid or self._uid_of(reference, opened)
+            name = wanted.name or _printable(references.last_part(reference))
+            info = WorkloadInfo(name, wanted.namespace, wanted.service_account)
+            requests.check_size(uid, info)
+            self._refuse_another_uid(uid, opened, wanted)
+            workload = self._registry.workloads.get(uid)
+            if workload is None or workload.netns is None:
+                self._refuse_without_room(workload is None)
+            spec = Spec(reference, info, wanted.capture, dict(wanted.labels))
+            if workload is None:
+                workload = Workload(uid, spec)
+            self._registry.put(workload, spec, opened)
+        except StoreError as error:
+            opened.netns.close()
+            raise Refusal(requests.STORAGE, str(error)) from error
+        except BaseException:
+            opened.netns.close()
+            raise
+        self._life.watch.classify(workload)
+        return workload
+
+    def _uid_of(self, reference: str, opened: Opened) -> str:
+        path = references.path_of(reference)
+        if path is None or references.process_of(path) is not None:
+            return uids.of_netns(self._boot_id, opened.cookie)
+        return uids.of_path(references.real_path(path))
+
+    def _refuse_another_uid(self, uid: str, opened: Opened, wanted: Wanted) -> None:
+        holder = self._registry.holder(opened.cookie)
+        if holder is None or holder.uid == uid:
+            return
+        self._life.check(holder)  # it may have been replaced just now
+        holder = self._registry.holder(opened.cookie)
+        if holder is not None:
+            raise Refusal(
+                requests.NETNS_TAKEN,
+                f"{wanted.netns}: that netns is workload {holder.uid} ({holder.info.name}) already",
+                holder,
+            )
+
+    def _refuse_without_room(self, is_new: bool) -> None:
+        if not self._life.has_room:
+            limit = self._life.max_held
+            raise Refusal(
+                requests.LIMIT, f"{limit} netns are held, and RLIMIT_NOFILE leaves no room for more"
+            )
+        if is_new and len(self._registry.workloads) >= MAX_WORKLOADS:
+            raise Refusal(requests.LIMIT, f"there are {MAX_WORKLOADS} workloads")
+
+    def _is_acknowledged(self, workload: Workload) -> bool:
+        """False: not yet. Refusal: no, and it will not be soon."""
+        uid = workload.uid
+        if self._registry.workloads.get(uid) is not workload:
+            raise Refusal(requests.NO_SUCH_WORKLOAD, f"{uid} was deleted meanwhile")
+        if self._is_closing:
+            raise self._kept(requests.SHUTTING_DOWN, "the agent is shutting down", workload)
+        if workload.trouble:
+            raise Refusal(requests.NO_SUCH_NETNS, workload.trouble, workload)
+        newest = self._life.ztunnels.newest
+        if newest is None:
+            raise self._kept(requests.NO_ZTUNNEL, "no ztunnel is connected", workload)
+        conversation = newest.conversation
+        if not conversation.settled(uid):
+            return False
+        refused = conversation.refused.get(uid)
+        if refused is not None:
+            raise self._kept(requests.REFUSED, f"ztunnel refused: {refused}", workload)
+        return conversation.knows(uid)
+
+    @staticmethod
+    def _kept(code: str, why: str, workload: Workload) -> Refusal:
+        return Refusal(code, f"{why}; {KEPT}", workload)
+
+    async def _change(self, uid: str, deadline: float) -> bool:
+        """Waits until anything about the uid changes; False when the time is over."""
+        left = deadline - self._loop.time()
+        if left <= 0:
+            return False
+        future = self._life.next_change(uid)
+        try:
+            await asyncio.wait({future}, timeout=left)
+        finally:
+            future.cancel()
+        return True
+
+    # ---- del ---------------------------------------------------------------------------------
+
+    async def delete(self, key: str, timeout: float) -> Deleted:
+        """Forgets a workload and has every ztunnel stop it.
+
+        :param key: its uid, or else what names its netns.
+        :param timeout: seconds for the confirmations; it is deleted whether they come or not.
+        :raises Refusal: there is none, or more than one.
+        """
+        self._refuse_when_closing()
+        workload = self.find(key)
+        uid = workload.uid
+        try:
+            self._registry.remove(workload)
+        except StoreError as error:
+            raise Refusal(requests.STORAGE, str(error), workload) from error
+        self._log.event("info", "workload-deleted", **workload.shown())
+        self._life.watch.forget(uid)
+        told = list(self._life.ztunnels)
+        self._life.offer(uid)
+        deadline = self._loop.time() + timeout
+        while unconfirmed := self._unconfirmed(told, uid):
+            if self._is_closing or not await self._change(uid, deadline):
+                break
+        return Deleted(workload, unconfirmed)
+
+    def _unconfirmed(self, told: list[Ztunnel], uid: str) -> tuple[int, ...]:
+        if uid in self._registry.workloads:  # added again meanwhile
+            return ()
+        connected = set(self._life.ztunnels)
+        return tuple(
+            each.number
+            for each in told
+            if each in connected and each.has_begun and not each.conversation.settled(uid)
+        )
+
+    # ---- questions ---------------------------------------------------------------------------
+
+    def find(self, key: str) -> Workload:
+        """By uid; else by the reference, its real path, ``cookie:N``, or the netns that it means.
+
+        :raises Refusal: there is none, or more than one.
+        """
+        exact = self._registry.workloads.get(key)
+        if exact is not None:
+            return exact
+        for matches in self._ways_to_match(key):
+            found = [each for each in self._registry.workloads.values() if matches(each)]
+            if len(found) > 1:
+                names = ", ".join(each.uid for each in found)
+                raise Refusal(requests.AMBIGUOUS, f"{key} is several workloads, name one: {names}")
+            if found:
+                return found[0]
+        raise Refusal(requests.NO_SUCH_WORKLOAD, f"there is no workload {key}")
+
+    @staticmethod
+    def _ways_to_match(key: str) -> list[Callable[[Workload], bool]]:
+        kind, _, number = key.partition(":")
+        if kind == "cookie":
+            return [lambda workload: str(workload.cookie) == number]
+        reference = references.normal(key)
+        if reference is None:
+            return []
+        ways: list[Callable[[Workload], bool]] = [lambda w: w.reference == reference]
+        path = references.path_of(reference)
+        if path is None:
+            return ways
+        real = references.real_path(path)
+        ways.append(lambda w: _real_path_of(w) == real)
+        try:
+            there = os.stat(path)
+        except OSError:
+            return ways
+        identity = there.st_dev, there.st_ino
+        ways.append(lambda w: w.netns is not None and (w.netns.dev, w.netns.inode) == identity)
+        return ways
+
+    def known_by(self, uid: str) -> list[int]:
+        """Numbers of the ztunnels that have acknowledged exactly what is wanted, oldest first."""
+        return [each.number for each in self._life.ztunnels if each.conversation.knows(uid)]
+
+    def status(self) -> Status:
+        """The agent at this moment."""
+        counts = dict.fromkeys((READY, PENDING, DEGRADED), 0)
+        for workload in self._registry.workloads.values():
+            counts[workload.state] += 1
+        newest = self._life.ztunnels.newest
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            started=self._started,
+            boot_id=self._boot_id,
+            zds=self._settings.zds,
+            control=self._settings.control,
+            state_dir=self._settings.state_dir,
+            workloads=counts,
+            ztunnels=tuple(self._status_of(each, newest) for each in self._life.ztunnels),
+            reconcile=ReconcileStatus(
+                self._reconcile.interval,
+                self._reconcile.passes,
+                self._reconcile.last_at,
+                self._reconcile.last_cpu,
+            ),
+            descriptors=DescriptorStatus(self._registry.held, self._life.max_held),
+        )
+
+    @staticmethod
+    def _status_of(ztunnel: Ztunnel, newest: Ztunnel | None) -> ZtunnelStatus:
+        conversation = ztunnel.conversation
+        return ZtunnelStatus(
+            number=ztunnel.number,
+            pid=ztunnel.pid,
+            uid=ztunnel.uid,
+            since=ztunnel.since,
+            phase=conversation.phase,
+            newest=ztunnel is newest,
+            acknowledged=sum(map(conversation.knows, conversation.agreed)),
+            awaiting=ztunnel.awaiting or None,
+            refused=dict(conversation.refused),
+        )
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(os.fsencode(name))[2:-1]
+
+
+def _real_path_of(workload: Workload) -> str | None:
+    path = references.path_of(workload.reference)
+    return None if path is None else references.real_path(path)

@@ -1,0 +1,251 @@
+"""Lifecycle: what happens to a workload between `add` and `del`, and the state that it is in.
+
+Two kinds of things happen: its reference means another netns, or none (watch.py, reconcile.py);
+ztunnels come, go and answer (ztunnels.py). Both end here: the registry is brought up to date, every
+ztunnel is told what changed, and the workload's state is judged anew.
+
+    degraded: REASON    its reference has no netns, or cannot be checked now
+    pending: REASON     no ztunnel is connected, or the newest one refused it or has not answered
+    ready               the newest ztunnel has acknowledged exactly what is wanted
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from pyztun.cni.agent.reconcile import Retries
+from pyztun.cni.agent.watch import Another, Gone, Unknown, Watch, look
+from pyztun.cni.agent.workload import DEGRADED, PENDING, READY
+from pyztun.cni.agent.ztunnels import Ztunnels
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+    from pyztun.cni.agent.opening import Opened, Opener
+    from pyztun.cni.agent.registry import Registry
+    from pyztun.cni.agent.workload import Workload
+    from pyztun.cni.agent.ztunnels import Ztunnel
+    from pyztun.protocol.zds_agent import Answered
+    from pyztun.service.log import Log
+
+NO_ZTUNNEL = "no ztunnel connected"
+REFUSED = "refused by ztunnel: "
+GATHER, DISK_PATIENCE = 0.05, 1.0
+"""Seconds before changes of states are written, and before a disk that failed is tried again."""
+
+
+class Lifecycle:
+    """See above. All of it runs in the loop.
+
+    :param listener: where ztunnels dial; borrowed.
+    :param max_held: how many netns the fd table has room for.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        ztunnel_uids: frozenset[int],
+        registry: Registry,
+        opener: Opener,
+        max_held: int,
+        log: Log,
+    ) -> None:
+        self._registry, self._opener, self._log = registry, opener, log
+        self.max_held = max_held
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._unknown: dict[str, None] = {}
+        self._writer: asyncio.TimerHandle | None = None
+        self.retries = Retries(self._offer_again)
+        self.watch = Watch(registry.workloads, self.check)
+        self._open_all()
+        self.ztunnels = Ztunnels(
+            listener, ztunnel_uids, registry.offers, registry.netns_of, self, log
+        )
+        self.connections_changed()
+
+    def close(self) -> None:
+        """Ends every connection and wakes whoever waits. The registry is its owner's to close."""
+        self.retries.close()
+        self.ztunnels.close()
+        if self._writer is not None:
+            self._writer.cancel()
+        for uid in list(self._waiting):
+            self._wake(uid)
+
+    # ---- netns -------------------------------------------------------------------------------
+
+    def _open_all(self) -> None:
+        """At the start: opens what was kept on disk, and reports what is no longer the same."""
+        began = monotonic()
+        before = {uid: each.cookie for uid, each in self._registry.workloads.items()}
+        for workload in list(self._registry.workloads.values()):
+            self.watch.classify(workload)
+            self._look(workload)
+        found = [self._registry.workloads[uid] for uid in before]
+        self._log.event(
+            "info",
+            "registry-loaded",
+            workloads=len(before),
+            same=sum(w.netns is not None and w.cookie == before[w.uid] for w in found),
+            another=sum(w.netns is not None and w.cookie != before[w.uid] for w in found),
+            gone=sum(w.netns is None and not w.is_kept for w in found),
+            unknown=sum(w.is_kept for w in found),
+            seconds=round(monotonic() - began, 3),
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one netns more may be held."""
+        return self._registry.held < self.max_held
+
+    @property
+    def unknown(self) -> list[str]:
+        """uids of those whose reference could not be checked: nothing tells when it can be."""
+        return list(self._unknown)
+
+    def check(self, workload: Workload) -> None:
+        """Compares its reference with what is held, and does what follows."""
+        if self._look(workload):
+            self.ztunnels.changed(workload.uid)
+            self.judge(workload.uid)
+
+    def _look(self, workload: Workload) -> bool:
+        """Whether anything is another than before."""
+        finding = look(workload, self._opener, self.has_room)
+        if isinstance(finding, Unknown):
+            self._unknown[workload.uid] = None
+            return self._found_unknown(workload, finding.reason)
+        self._unknown.pop(workload.uid, None)
+        if isinstance(finding, Another):
+            return self._found_another(workload, finding.opened)
+        if isinstance(finding, Gone):
+            return self._found_gone(workload, finding.reason)
+        changed = bool(workload.trouble)
+        self._registry.trust(workload)
+        return changed
+
+    def _found_another(self, workload: Workload, opened: Opened) -> bool:
+        holder = self._registry.holder(opened.cookie)
+        if holder is not None and holder is not workload:
+            opened.netns.close()
+            return self._found_gone(workload, f"its netns is workload {holder.uid}")
+        event = "netns-opened" if opened.cookie == workload.cookie else "netns-replaced"
+        was = workload.cookie
+        self._registry.adopt(workload, opened)
+        self.retries.forget(workload.uid)
+        self._log.event("info", event, **workload.shown(), was=was)
+        self._write_soon()
+        return True
+
+    def _found_gone(self, workload: Workload, reason: str) -> bool:
+        if workload.netns is None and not workload.is_kept and workload.trouble == reason:
+            return False
+        self._registry.lose(workload, reason)
+        self.retries.forget(workload.uid)
+        self._log.event("warning", "netns-gone", **workload.shown(), reason=reason)
+        return True
+
+    def _found_unknown(self, workload: Workload, reason: str) -> bool:
+        if workload.trouble == reason:
+            return False
+        self._registry.doubt(workload, reason)
+        self._log.event("warning", "netns-unknown", **workload.shown(), reason=reason)
+        return True
+
+    def repair(self, workload: Workload) -> None:
+        """A step of the reconcile pass: its netns, and whether the newest ztunnel has it."""
+        if self._registry.workloads.get(workload.uid) is not workload:
+            return
+        self.check(workload)
+        newest = self.ztunnels.newest
+        if newest is not None and workload.offer is not None and workload.netns is not None:
+            conversation, uid = newest.conversation, workload.uid
+            if conversation.settled(uid) and not conversation.knows(uid):
+                self.ztunnels.changed(uid)
+        self.judge(workload.uid)
+
+    # ---- ztunnels ----------------------------------------------------------------------------
+
+    def offer(self, uid: str) -> None:
+        """A request made it new, another, or gone."""
+        self.retries.forget(uid)
+        self._unknown.pop(uid, None)
+        self.ztunnels.changed(uid)
+        self.judge(uid)
+
+    def _offer_again(self, uid: str) -> None:
+        if uid in self._registry.workloads:
+            self.ztunnels.changed(uid)
+
+    def answered(self, ztunnel: Ztunnel, answer: Answered) -> None:
+        """See Events."""
+        uid = getattr(answer.request, "uid", None)
+        if uid is None:
+            return
+        if answer.offer is not None and ztunnel is self.ztunnels.newest:
+            if answer.reason:
+                self.retries.refused(uid)
+                self._log.event("peer", "workload-refused", reason=answer.reason, uid=uid)
+            else:
+                self.retries.forget(uid)
+        self.judge(uid)
+
+    def connections_changed(self) -> None:
+        """See Events."""
+        newest = self.ztunnels.newest
+        if newest is not None:
+            for uid in newest.conversation.refused:
+                self.retries.refused(uid)
+        for uid in list(self._registry.workloads):
+            self.judge(uid)
+        for uid in list(self._waiting):
+            self._wake(uid)
+
+    # ---- states ------------------------------------------------------------------------------
+
+    def judge(self, uid: str) -> None:
+        """To be called when anything about a uid has changed."""
+        workload = self._registry.workloads.get(uid)
+        if workload is not None and workload.set_state(*self._verdict(workload)):
+            self._registry.moved(workload)
+            self._write_soon()
+        self._wake(uid)
+
+    def _verdict(self, workload: Workload) -> tuple[str, str]:
+        if workload.trouble:
+            return DEGRADED, workload.trouble
+        newest = self.ztunnels.newest
+        if newest is None:
+            return PENDING, NO_ZTUNNEL
+        if newest.conversation.knows(workload.uid):
+            return READY, ""
+        refused = newest.conversation.refused.get(workload.uid)
+        if refused is not None:
+            return PENDING, REFUSED + refused
+        return PENDING, f"ztunnel {newest.number} has not answered yet"
+
+    def next_change(self, uid: str) -> asyncio.Future[None]:
+        """Done as soon as anything about the uid may be another."""
+        future = self._loop.create_future()
+        self._waiting.setdefault(uid, set()).add(future)
+        return future
+
+    def _wake(self, uid: str) -> None:
+        for future in self._waiting.pop(uid, ()):
+            if not future.done():
+                future.set_result(None)
+
+    # ---- the disk ----------------------------------------------------------------------------
+
+    def _write_soon(self, delay: float = GATHER) -> None:
+        if self._writer is None:
+            self._writer = self._loop.call_later(delay, self._write)
+
+    def _write(self) -> None:
+        self._writer = None
+        self._registry.write()
+        if not self._registry.is_written:
+            self._write_soon(DISK_PATIENCE)

@@ -1,0 +1,199 @@
+"""The registry: all workloads in memory, the same on disk, and what ztunnels are offered of them.
+
+In the order in which they were first asked for, which is that of a snapshot and of a list. A
+workload that is replaced keeps its place. Not safe for threads: all of it runs in the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pyztun.cni.agent.store import StoreError
+from pyztun.protocol.zds_agent import Offer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyztun.cni.agent.opening import Opened
+    from pyztun.cni.agent.store import Store
+    from pyztun.cni.agent.workload import Spec, Workload
+    from pyztun.netns import NetNs
+    from pyztun.service.log import Log
+
+
+class Offers(Mapping[str, Offer]):
+    """What is offered, by uid: a view of the workloads, less those whose netns is gone."""
+
+    def __init__(self, workloads: Mapping[str, Workload]) -> None:
+        self._workloads = workloads
+
+    def __getitem__(self, uid: str) -> Offer:
+        offer = self._workloads[uid].offer
+        if offer is None:
+            raise KeyError(uid)
+        return offer
+
+    def __contains__(self, uid: object) -> bool:
+        workload = self._workloads.get(uid) if isinstance(uid, str) else None
+        return workload is not None and workload.offer is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (uid for uid, each in self._workloads.items() if each.offer is not None)
+
+    def __len__(self) -> int:
+        return sum(each.offer is not None for each in self._workloads.values())
+
+
+class Registry:
+    """See above. It owns the netns of every workload.
+
+    :ivar workloads: by uid.
+    :ivar offers: see Offers.
+    :ivar missing: uids of those without a netns.
+    """
+
+    def __init__(self, store: Store, boot_id: str, log: Log) -> None:
+        self._store, self._boot_id, self._log = store, boot_id, log
+        self.workloads: dict[str, Workload] = {}
+        self.offers = Offers(self.workloads)
+        self.missing: set[str] = set()
+        self._holders: dict[int, str] = {}  # uid by cookie, of what is offered
+        self._changed: dict[str, None] = {}  # rows to be written, whole
+        self._moved: dict[str, None] = {}  # rows of which the state is to be written
+        self._writable = True
+
+    def load(self) -> None:
+        """Takes over what is on disk, without any netns. Cookies of another boot are void."""
+        for workload in self._store.load():
+            if workload.boot_id != self._boot_id:
+                workload.cookie = workload.process = None
+            self.workloads[workload.uid] = workload
+            self.missing.add(workload.uid)
+
+    @property
+    def held(self) -> int:
+        """How many descriptors of netns there are."""
+        return len(self.workloads) - len(self.missing)
+
+    def holder(self, cookie: int) -> Workload | None:
+        """Which workload is offered in this netns."""
+        uid = self._holders.get(cookie)
+        return None if uid is None else self.workloads[uid]
+
+    def netns_of(self, offer: Offer) -> NetNs | None:
+        """What is meant by an offer, still ours; None if it has changed since."""
+        workload = self.workloads.get(offer.uid)
+        if workload is None or workload.cookie != offer.netns:
+            return None
+        return workload.netns
+
+    # ---- changes -----------------------------------------------------------------------------
+
+    def put(self, workload: Workload, spec: Spec, opened: Opened) -> None:
+        """A request: new, or other words or another netns for a uid. On disk when it returns.
+
+        Takes ownership of what was opened, unless this raises: StoreError, and nothing has changed.
+        """
+        before = _copy(workload)
+        workload.spec = spec
+        workload.boot_id, workload.cookie = self._boot_id, opened.cookie
+        workload.process = opened.process
+        try:
+            self._store.put([workload])
+        except StoreError:
+            workload.spec, workload.boot_id, workload.cookie, workload.process = before
+            raise
+        self._changed.pop(workload.uid, None)
+        self.workloads.setdefault(workload.uid, workload)
+        self._release(workload, before[2])
+        self._hold(workload, opened)
+
+    def adopt(self, workload: Workload, opened: Opened) -> None:
+        """Another netns by the same reference, or one again. Takes ownership of it."""
+        before = workload.cookie
+        workload.boot_id, workload.cookie = self._boot_id, opened.cookie
+        workload.process = opened.process
+        self._release(workload, before)
+        self._hold(workload, opened)
+        self._changed[workload.uid] = None
+
+    def lose(self, workload: Workload, trouble: str) -> None:
+        """Its netns is gone, or nothing that may be served: no more offered, not held."""
+        self._release(workload, workload.cookie)
+        workload.trouble, workload.is_kept = trouble, False
+        workload.renew_offer()
+
+    def doubt(self, workload: Workload, trouble: str) -> None:
+        """Its path is there and cannot be opened now: held if it was, else ztunnel keeps it."""
+        workload.trouble, workload.is_kept = trouble, workload.netns is None
+        if workload.is_kept and workload.cookie is not None:
+            self._holders.setdefault(workload.cookie, workload.uid)
+        workload.renew_offer()
+
+    def trust(self, workload: Workload) -> None:
+        """Its path can be checked again, and means what is held."""
+        workload.trouble = ""
+
+    def remove(self, workload: Workload) -> None:
+        """On disk first; then it is gone. StoreError, and nothing has changed."""
+        self._store.remove(workload.uid)
+        self._release(workload, workload.cookie)
+        for each in (self.missing, self.workloads, self._changed, self._moved):
+            if isinstance(each, set):
+                each.discard(workload.uid)
+            else:
+                each.pop(workload.uid, None)
+
+    def _hold(self, workload: Workload, opened: Opened) -> None:
+        workload.netns = opened.netns
+        workload.trouble, workload.is_kept = "", False
+        self._holders[opened.cookie] = workload.uid
+        self.missing.discard(workload.uid)
+        workload.renew_offer()
+
+    def _release(self, workload: Workload, cookie: int | None) -> None:
+        """:param cookie: of what it held until now."""
+        if cookie is not None and self._holders.get(cookie) == workload.uid:
+            del self._holders[cookie]
+        if workload.netns is not None:
+            workload.netns.close()
+            workload.netns = None
+        self.missing.add(workload.uid)
+
+    # ---- the disk ----------------------------------------------------------------------------
+
+    def moved(self, workload: Workload) -> None:
+        """Its state is another one; write() has it on disk."""
+        self._moved[workload.uid] = None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the disk has it all."""
+        return not (self._changed or self._moved)
+
+    def write(self) -> None:
+        """Writes what has changed since. A disk that does not take it is logged, once."""
+        changed = [self.workloads[uid] for uid in self._changed if uid in self.workloads]
+        moved = [self.workloads[uid] for uid in self._moved if uid in self.workloads]
+        try:
+            self._store.put(changed)
+            self._store.put_states(moved)
+        except StoreError as error:
+            if self._writable:
+                self._log.event("error", "registry-not-written", reason=str(error))
+            self._writable = False
+            return
+        self._writable = True
+        self._changed.clear()
+        self._moved.clear()
+
+    def close(self) -> None:
+        """Writes what is due, and lets go of every netns. Ztunnels go on with what they have."""
+        self.write()
+        self._store.close()
+        for workload in self.workloads.values():
+            if workload.netns is not None:
+                workload.netns.close()
+
+
+def _copy(workload: Workload) -> tuple[Spec, str, int | None, str | None]:
+    return workload.spec, workload.boot_id, workload.cookie, workload.process

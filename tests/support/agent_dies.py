@@ -1,0 +1,86 @@
+"""`pyztun-cni agent` that kills itself (SIGKILL) at one step: agent_dies.py add:STEP|del:STEP ...
+
+The program is the real one; around the function that a step ends or begins with there is a trap.
+
+opened        the netns is open, nothing is on disk
+before-store  just before the change goes to disk
+stored        the change is on disk, no ztunnel has heard of it
+offered       just before the request goes to ztunnel
+sent          the request has gone out
+answered      the answer has come, nothing is noted yet
+acknowledged  all is done, the caller has not been told
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pyztun.channel import Channel
+from pyztun.cni.agent import service
+from pyztun.cni.agent.core import Core
+from pyztun.cni.agent.lifecycle import Lifecycle
+from pyztun.cni.agent.opening import Opener
+from pyztun.cni.agent.store import Store
+from pyztun.protocol import zds
+
+FIRST_BYTE = {"add": 0x0A, "del": 0x12}
+REQUESTS = {"add": zds.Add, "del": zds.Del}
+BEFORE, AFTER = "before", "after"
+
+
+def trap(owner: type, name: str, when: str, applies: Callable[..., bool]) -> None:
+    """Has the process die before or after a call of ``owner.name`` to which it applies."""
+    real = getattr(owner, name)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @functools.wraps(real)
+    def plain(*args: Any) -> Any:
+        if when == BEFORE and applies(*args):
+            die()
+        result = real(*args)
+        if when == AFTER and applies(*args):
+            die()
+        return result
+
+    @functools.wraps(real)
+    async def awaited(*args: Any) -> Any:
+        result = await real(*args)
+        die()
+        return result
+
+    setattr(owner, name, awaited if name in ("add", "delete") else plain)
+
+
+def arm(action: str, step: str) -> None:
+    """Sets the trap of one step."""
+    stored = "put" if action == "add" else "remove"
+    requests = {"add": "add", "del": "delete"}[action]
+
+    def is_ours(_channel: Channel, data: bytes, *_: object) -> bool:
+        return data[0] == FIRST_BYTE[action]
+
+    def is_answer(_life: Lifecycle, _ztunnel: object, answer: Any) -> bool:
+        return isinstance(answer.request, REQUESTS[action])
+
+    traps: dict[str, tuple[type, str, str, Callable[..., bool]]] = {
+        "opened": (Opener, "open_wanted", AFTER, lambda *_: True),
+        "before-store": (Store, stored, BEFORE, lambda _store, what: bool(what)),
+        "stored": (Store, stored, AFTER, lambda _store, what: bool(what)),
+        "offered": (Channel, "send", BEFORE, is_ours),
+        "sent": (Channel, "send", AFTER, is_ours),
+        "answered": (Lifecycle, "answered", BEFORE, is_answer),
+        "acknowledged": (Core, requests, AFTER, lambda *_: True),
+    }
+    trap(*traps[step])
+
+
+if __name__ == "__main__":
+    arm(*sys.argv[1].split(":"))
+    sys.exit(service.main(sys.argv[2:]))
