@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUBCOMMANDS = ("agent", "add", "del", "list", "status", "watch")
-"""First words reserved for the long-lived agent; a socket of that name is written ./add."""
+"""First words that are commands of the long-lived agent; a socket of that name is ./add."""
+
+BUILT = ("agent", "add", "del", "list", "status")
 
 MAX_TIMEOUT = 86400.0
 
@@ -57,8 +59,9 @@ class Asked:
 def parse(words: Sequence[str]) -> Asked:
     """Reads the words behind the program name. Options may stand anywhere; `--` ends them."""
     if words and words[0] in SUBCOMMANDS:
+        why = "goes to the agent" if words[0] in BUILT else "is not built yet"
         raise UsageError(
-            f"the subcommand {words[0]!r} is not built yet; a socket of that name is ./{words[0]}"
+            f"the subcommand {words[0]!r} {why}; a socket of that name is ./{words[0]}"
         )
     flags: dict[str, bool] = {}
     timeout = 2.0
@@ -73,7 +76,7 @@ def parse(words: Sequence[str]) -> Asked:
         if name == "--timeout":
             if not equals and not queue:
                 raise UsageError("--timeout needs a number of seconds")
-            timeout = _seconds(value if equals else queue.pop(0))
+            timeout = seconds(value if equals else queue.pop(0))
         elif word in ("-h", "--help", "--version"):
             return Asked("version" if word == "--version" else "help")
         elif word in ("-v", "--verbose", "--release", "--list", "--require-ready"):
@@ -125,11 +128,12 @@ def _check_reference(reference: str, release: bool) -> None:
         raise UsageError(f"{reference}: no such {kind}")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str, most: float = MAX_TIMEOUT) -> float:
+    """The value of `--timeout`. UsageError."""
     try:
         value = float(text)
     except ValueError:
         raise UsageError(f"--timeout {text}: not a number of seconds") from None
-    if not 0 < value <= MAX_TIMEOUT:
-        raise UsageError(f"--timeout {text}: not between 0 and {MAX_TIMEOUT:.0f} seconds")
+    if not 0 < value <= most:
+        raise UsageError(f"--timeout {text}: not between 0 and {most:.0f} seconds")
     return value

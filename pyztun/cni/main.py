@@ -12,11 +12,15 @@ HELP = """\
 usage: pyztun-cni [OPTIONS] SOCKET NETNS...
        pyztun-cni [OPTIONS] SOCKET --release NETNS|cookie:N...
        pyztun-cni [OPTIONS] SOCKET --list
+       pyztun-cni agent|add|del|list|status ... (each has --help)
 
 Opens each network namespace and passes its descriptor over the Unix socket SOCKET to a ztunnel,
 which makes its listeners inside; waits for the answer and prints `listeners ready` once per
 confirmed NETNS. Needs no capability: opening a named netns is enough. Works as well with a
 receiver that never answers.
+
+A first word agent, add, del, list or status is the node agent or a command to it; a SOCKET of such
+a name is written ./add.
 
 NETNS    a path (/run/netns/ns2), a bare name (ns2, meaning /run/netns/ns2), pid:N (the netns of a
          process) or fd:N (a descriptor that this command inherited)
@@ -51,8 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     stdio.occupy()
     output.speak_any_locale()
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "agent":
+        from pyztun.cni.agent import service
+
+        return service.main(words[1:])
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(words)
     except KeyboardInterrupt:
         output.complain("interrupted")
     except OSError as error:
@@ -64,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     from pyztun.cni import arguments, output
 
+    if words and words[0] in arguments.BUILT:
+        return _ask_agent(words[0], words[1:])
     try:
         asked = arguments.parse(words)
     except arguments.UsageError as error:
@@ -80,3 +91,16 @@ def _run(words: Sequence[str]) -> int:
     from pyztun.cni import oneshot
 
     return oneshot.run(asked)
+
+
+def _ask_agent(name: str, words: Sequence[str]) -> int:
+    """One of the commands to the agent; each is loaded alone."""
+    if name == "add":
+        from pyztun.cni.commands.add import main as command
+    elif name == "del":
+        from pyztun.cni.commands.delete import main as command
+    elif name == "list":
+        from pyztun.cni.commands.list import main as command
+    else:
+        from pyztun.cni.commands.status import main as command
+    return command(words)

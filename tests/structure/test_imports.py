@@ -32,7 +32,13 @@ RANKS = {
 UNDER_TESTING = {"netns", "channel"}
 PURE = (
     "errors",
+    "cni.agent.pace",
+    "cni.agent.requests",
+    "cni.agent.status",
+    "cni.agent.uids",
+    "cni.agent.views",
     "cni.arguments",
+    "cni.commands.words",
     "protocol",
     "protocol.seed",
     "protocol.zds",
