@@ -6,10 +6,14 @@ of one run, because the speed of a host wanders by half within seconds: a ratio 
 round, and the median of these ratios is what is compared with the budget.
 
     floor.c, client.c   the floor; the client that asks every receiver of the seed form
+    *_zds.c             the same for ZDS: a ztunnel that is the floor, and the agent that asks
     statistics          medians, ratios, verdicts (pure)
     rounds, progress    whose turn it is; the bar on a terminal
     programs            compiles, starts and ends the contenders
-    listen, listen_main, fdpass, peers, seed, oneshot, pods      one row each
+    listen, listen_main, fdpass, peers, seed, zds, oneshot      one row each
+    agent_add, pods, zds_pods, zds_snapshot, agent, agent_start
+    crowd               a thousand pods, for the last of these
+    control             a raw client of the agent's control socket
     ways                how people get a listener in a pod today, for the row peers
     machine, report     where it ran; the table and the JSON file
 

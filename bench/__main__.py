@@ -14,6 +14,9 @@ from typing import Protocol
 from rich.console import Console
 
 from bench import (
+    agent,
+    agent_add,
+    agent_start,
     fdpass,
     listen,
     listen_main,
@@ -24,6 +27,9 @@ from bench import (
     programs,
     report,
     seed,
+    zds,
+    zds_pods,
+    zds_snapshot,
 )
 from bench.statistics import Row
 from pyztun import MissingCapability, NetNs, PyztunError
@@ -40,7 +46,10 @@ class Measurable(Protocol):
 
 
 # The pods come last: the kernel takes its time to tear a thousand of them down.
-MODULES: tuple[Measurable, ...] = (listen, listen_main, fdpass, peers, seed, oneshot, pods)
+MODULES: tuple[Measurable, ...] = (
+    *(listen, listen_main, fdpass, peers, seed, zds, oneshot),
+    *(agent_add, pods, zds_pods, zds_snapshot, agent, agent_start),
+)
 ROWS = {module.NAME: module for module in MODULES}
 
 

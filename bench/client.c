@@ -1,12 +1,14 @@
 /*
- * client.c: the one client of the seed form that measures every receiver in the same way.
+ * client.c: the one client that measures every receiver in the same way. The seed form is here; the
+ * agent, which is to a ztunnel of the ZDS form what a client is to a receiver, in client_zds.c.
  *
  * Usage: client NETNS_FD...
+ *        client agent SOCKET HELD NETNS_FD...
  *
- * Reads lines "N PAUSE_US SOCKET" from stdin and does N cycles with the receiver there: take a
- * netns, release it, pause. Answers with N times on one line, in nanoseconds from connect() to the
- * whole answer of take. The netns take turns, because a Go program closes a listener a while after
- * it says so.
+ * The first reads lines "N PAUSE_US SOCKET" from stdin and does N cycles with the receiver there:
+ * take a netns, release it, pause. Answers with N times on one line, in nanoseconds from connect()
+ * to the whole answer of take. The netns take turns, because a Go program closes a listener a while
+ * after it says so.
  *
  * The release, on a connection of its own, and the pause are not timed. The pause lets the receiver
  * come to rest, as it is between two pods of real life: without it a receiver that answers first
@@ -15,6 +17,7 @@
  *
  * Any failure ends the program with a line on stderr.
  */
+#include "client.h"
 #include "common.h"
 
 #include <stdio.h>
@@ -54,14 +57,14 @@ static long ask(const struct sockaddr_un *receiver, char byte, int netns, const 
     must(sock >= 0, "socket");
     long begin = now_ns();
     must(connect(sock, (const struct sockaddr *)receiver, sizeof *receiver) == 0, "connect");
-    send_fd(sock, byte, netns);
+    send_with_fd(sock, &byte, 1, netns);
     read_answer(sock, expected);
     long took = now_ns() - begin;
     close(sock);
     return took;
 }
 
-static void rest(long us)
+void rest(long us)
 {
     struct timespec pause = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
 
@@ -75,9 +78,11 @@ int main(int argc, char **argv)
     int cycles, pause_us;
 
     if (argc < 2) {
-        fprintf(stderr, "usage: client NETNS_FD...\n");
+        fprintf(stderr, "usage: client NETNS_FD... | client agent SOCKET HELD NETNS_FD...\n");
         return 2;
     }
+    if (strcmp(argv[1], "agent") == 0)
+        return be_agent(argc - 2, argv + 2);
     while (scanf("%d %d %107s", &cycles, &pause_us, path) == 3) {
         strcpy(receiver.sun_path, path);
         for (int i = 0; i < cycles; i++) {

@@ -6,6 +6,7 @@
  *        floor listen-main NETNS_FD...
  *        floor pass FD
  *        floor receive SOCKET
+ *        floor zds SOCKET
  *
  * listen reads lines "HOW LISTENERS PASSES" from stdin. Each pass makes LISTENERS (1 to 3) in every
  * netns; the answer is PASSES times on one line, in nanoseconds a netns. Closing them is not timed.
@@ -19,12 +20,15 @@
  * "ready", 0x02 + fd closes them and is answered "released". Says "listening" when SOCKET is there.
  * Ends with its parent.
  *
+ * zds is ztunnel's end of ZDS, in floor_zds.c.
+ *
  * All but listen-main work in a thread of their own, for the main thread must never be away:
  * /proc/PID/ns/net is where that one is. So the floor too pays what a second thread costs: the
  * kernel then counts each use of a descriptor with an atomic operation (2 to 3 % of the listeners).
  *
  * Any failure ends the program with a line on stderr.
  */
+#include "floor.h"
 #include "common.h"
 
 #include <errno.h>
@@ -45,9 +49,14 @@
 enum { LISTENERS = 3, BACKLOG = 4096, MAX_NETNS = 256 };
 static const unsigned short PORTS[LISTENERS] = {15008, 15006, 15001};
 
-static int open_home(void)
+int open_home(void)
 {
     return open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+}
+
+void end_with_parent(void)
+{
+    must(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0, "prctl");
 }
 
 static void make_listening(int sock, unsigned short port)
@@ -174,22 +183,9 @@ static void *serve_listen(void *words)
 static int receive(int peer, int *fd)
 {
     char byte = 0;
-    struct iovec data = {.iov_base = &byte, .iov_len = 1};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct msghdr message = {
-        .msg_iov = &data,
-        .msg_iovlen = 1,
-        .msg_control = control.bytes,
-        .msg_controllen = sizeof control.bytes,
-    };
 
-    must(recvmsg(peer, &message, MSG_CMSG_CLOEXEC) == 1, "recvmsg");
-    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-    must(rights != NULL && rights->cmsg_type == SCM_RIGHTS, "no descriptor");
-    memcpy(fd, CMSG_DATA(rights), sizeof *fd);
+    must(receive_with_fd(peer, &byte, 1, fd) == 1, "recvmsg");
+    must(*fd >= 0, "no descriptor");
     return byte;
 }
 
@@ -204,7 +200,7 @@ static void *serve_pass(void *word)
         long begin = now_ns();
         for (int i = 0; i < trips; i++) {
             int received;
-            send_fd(ends[0], 1, fd);
+            send_with_fd(ends[0], "\1", 1, fd);
             receive(ends[1], &received);
             close(received);
         }
@@ -252,8 +248,7 @@ static void *serve_receive(void *argument)
     strcpy(address.sun_path, path);
     must(bind(listener, (struct sockaddr *)&address, sizeof address) == 0, path);
     must(listen(listener, 16) == 0, path);
-    /* Nobody may be left of a benchmark that was killed. */
-    must(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0, "prctl");
+    end_with_parent();
     puts("listening");
     fflush(stdout);
     for (;;)
@@ -264,7 +259,7 @@ static void *serve_receive(void *argument)
 static int usage(void)
 {
     fprintf(stderr, "usage: floor listen NETNS_FD... | floor listen-main NETNS_FD... |"
-                    " floor pass FD | floor receive SOCKET\n");
+                    " floor pass FD | floor receive SOCKET | floor zds SOCKET\n");
     return 2;
 }
 
@@ -287,6 +282,8 @@ int main(int argc, char **argv)
         serve = serve_pass;
     } else if (strcmp(argv[1], "receive") == 0) {
         serve = serve_receive;
+    } else if (strcmp(argv[1], "zds") == 0) {
+        serve = serve_zds;
     } else {
         return usage();
     }

@@ -31,14 +31,13 @@ def measure(shop: programs.Workshop, rounds: int) -> Row:
     path = shop.socket_path()
     with ExitStack() as stack:
         pod = stack.enter_context(NetNs.create())
-        stack.enter_context(programs.ztunnel(path, shop))
+        stack.enter_context(programs.ztunnel([path], shop))
         netns = f"/proc/{os.getpid()}/fd/{pod.fileno()}"
-        env = {**os.environ, "PYTHONPYCACHEPREFIX": str(shop.directory / "pycache")}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        env = environment(shop)
         turns = {
-            "python -c pass": _spawning([sys.executable, "-c", "pass"], env),
-            "import pyztun._core": _spawning([sys.executable, "-c", "import pyztun._core"], env),
-            "pyztun-cni": _spawning([programs.installed("pyztun-cni"), path, netns], env),
+            "python -c pass": spawning([sys.executable, "-c", "pass"], env),
+            "import pyztun._core": spawning([sys.executable, "-c", "import pyztun._core"], env),
+            "pyztun-cni": spawning([programs.installed("pyztun-cni"), path, netns], env),
         }
         row.samples = interleave(NAME, turns, rounds)
     row.compare("pyztun-cni", "python -c pass", BUDGET)
@@ -46,11 +45,19 @@ def measure(shop: programs.Workshop, rounds: int) -> Row:
     return row
 
 
-def _spawning(argv: list[str], env: Mapping[str, str]) -> Turn:
-    return lambda: [_spawn(argv, env)]
+def environment(shop: programs.Workshop) -> dict[str, str]:
+    """Ours, with a directory for byte code that the warm-up fills."""
+    found = {**os.environ, "PYTHONPYCACHEPREFIX": str(shop.directory / "pycache")}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
 
 
-def _spawn(argv: list[str], env: Mapping[str, str]) -> float:
+def spawning(argv: list[str], env: Mapping[str, str]) -> Turn:
+    """A turn of one spawn()."""
+    return lambda: [spawn(argv, env)]
+
+
+def spawn(argv: list[str], env: Mapping[str, str]) -> float:
     """Milliseconds from posix_spawn() to the end of the process."""
     quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     begin = perf_counter_ns()

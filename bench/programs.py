@@ -65,11 +65,11 @@ class Workshop:
 
     @functools.cached_property
     def floor(self) -> str:
-        return self._compile("floor.c")
+        return self._compile("floor.c", "floor_zds.c")
 
     @functools.cached_property
     def client(self) -> str:
-        return self._compile("client.c")
+        return self._compile("client.c", "client_zds.c")
 
     @functools.cached_property
     def go_receiver(self) -> str:
@@ -90,10 +90,11 @@ class Workshop:
         self._sockets += 1
         return str(self.directory / f"{self._sockets}.sock")
 
-    def _compile(self, source: str) -> str:
-        program = str(self.directory / source.removesuffix(".c"))
+    def _compile(self, *sources: str) -> str:
+        """The program, which has the name of its first source."""
+        program = str(self.directory / sources[0].removesuffix(".c"))
         flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror"]
-        _run([compiler(), *flags, "-o", program, str(HERE / source)])
+        _run([compiler(), *flags, "-o", program, *(str(HERE / source) for source in sources)])
         return program
 
 
@@ -160,6 +161,10 @@ class Process:
             into.write(command.encode() + b"\n")
         return [float(word) for word in self.line().split()]
 
+    def said(self) -> str:
+        """All that it has said on stderr so far; the last line may not be whole."""
+        return self._errors.read_text(errors="replace")
+
     def blame(self, error: BenchError) -> BenchError:
         """What really went wrong when another program met ERROR: our own end, if we ended."""
         try:
@@ -171,8 +176,7 @@ class Process:
     def failure(self) -> BenchError:
         """Why it ended."""
         code = self._process.wait(PATIENCE)
-        said = self._errors.read_text(errors="replace").strip().splitlines()
-        why = "\n".join(said[-3:]) or "no reason given"
+        why = "\n".join(self.said().strip().splitlines()[-3:]) or "no reason given"
         return BenchError(f"{self.name} ended with {code}: {why}")
 
     def close(self) -> None:
@@ -200,33 +204,53 @@ class Process:
 
 
 @contextlib.contextmanager
-def receiver(argv: Sequence[str], shop: Workshop) -> Iterator[Process]:
-    """A receiver that says "listening" on stdout: the floor, or the one in Go."""
-    with Process(argv, shop.directory) as process:
-        if (line := process.line()) != "listening":
-            raise BenchError(f"{process.name} said {line!r} instead of 'listening'")
-        try:
-            yield process
-        except BenchError as error:
-            raise process.blame(error) from error
+def _blamed(process: Process) -> Iterator[Process]:
+    """The process; what fails within the block because it ended is told as its end."""
+    try:
+        yield process
+    except BenchError as error:
+        raise process.blame(error) from error
 
 
 @contextlib.contextmanager
-def ztunnel(path: str, shop: Workshop) -> Iterator[Process]:
-    """The real `pyztun-ztunnel` on the socket PATH, ready: it says so to NOTIFY_SOCKET."""
+def receiver(
+    argv: Sequence[str], shop: Workshop, inherited: Sequence[int] = ()
+) -> Iterator[Process]:
+    """A program that says "listening" on stdout: the floor or the receiver in Go, our agent."""
+    with Process(argv, shop.directory, inherited=inherited) as process:
+        if (line := process.line()) != "listening":
+            raise BenchError(f"{process.name} said {line!r} instead of 'listening'")
+        with _blamed(process):
+            yield process
+
+
+@contextlib.contextmanager
+def dialler(argv: Sequence[str], shop: Workshop) -> Iterator[Process]:
+    """A program that dials an agent and says nothing to us: the floor of ZDS."""
+    with Process(argv, shop.directory, talks=False) as process, _blamed(process):
+        yield process
+
+
+@contextlib.contextmanager
+def ztunnel(words: Sequence[str], shop: Workshop) -> Iterator[Process]:
+    """The real `pyztun-ztunnel WORDS...`, ready: it says so to NOTIFY_SOCKET."""
+    with notifying([installed("pyztun-ztunnel"), *words], shop) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def notifying(argv: Sequence[str], shop: Workshop) -> Iterator[Process]:
+    """A service of ours that has said READY=1 to NOTIFY_SOCKET."""
     with contextlib.ExitStack() as stack:
         notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         address = shop.socket_path()
         notify.bind(address)
-        argv = [installed("pyztun-ztunnel"), path]
         env = {**os.environ, "NOTIFY_SOCKET": address}
         process = stack.enter_context(Process(argv, shop.directory, env=env, talks=False))
         ended = os.pidfd_open(process.pid)
         stack.callback(os.close, ended)
         readable = select.select([notify.fileno(), ended], [], [], PATIENCE)[0]
         if notify.fileno() not in readable:
-            raise process.failure() if readable else BenchError("pyztun-ztunnel does not start")
-        try:
+            raise process.failure() if readable else BenchError(f"{process.name} does not start")
+        with _blamed(process):
             yield process
-        except BenchError as error:
-            raise process.blame(error) from error

@@ -29,7 +29,7 @@ def measure(shop: programs.Workshop, rounds: int) -> Row:
     floor, ours = shop.socket_path(), shop.socket_path()
     with ExitStack() as stack:
         stack.enter_context(programs.receiver([shop.floor, "receive", floor], shop))
-        stack.enter_context(programs.ztunnel(ours, shop))
+        stack.enter_context(programs.ztunnel([ours], shop))
         turns = {"floor": asking(stack, shop, floor), "pyztun-ztunnel": asking(stack, shop, ours)}
         try:
             argv = [shop.go_receiver, "-loop", shop.socket_path()]

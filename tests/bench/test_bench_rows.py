@@ -29,11 +29,28 @@ ROWS = {
     },
     "peers": {"floor", "lib", "NetNs.listen", "ctypes setns", "pyroute2 create_socket"},
     "seed": {"floor", "pyztun-ztunnel"},
+    "zds": {"floor", "pyztun-ztunnel"},
     "oneshot": {"python -c pass", "import pyztun._core", "pyztun-cni"},
+    "agent-add": {"python -c pass", "pyztun-cni add"},
     "pods": {"none held", "1000 held"},
+    "zds-pods": {"none held", "1000 held"},
+    "zds-snapshot": {"floor", "pyztun-ztunnel"},
+    "agent": {"GET /v1/workloads", "GET /v1/status", "POST /v1/workloads"},
+    "agent-start": {"spawn to READY=1", "connected to served", "spawn to served"},
 }
-BUDGETED = {"listen": 2, "seed": 2, "oneshot": 1, "pods": 3}
-SLOW = ("seed", "pods")
+BUDGETED = {
+    "listen": 2,
+    "seed": 2,
+    "zds": 1,
+    "oneshot": 1,
+    "agent-add": 1,
+    "pods": 3,
+    "zds-pods": 3,
+    "zds-snapshot": 1,
+    "agent": 2,
+    "agent-start": 1,
+}
+SLOW = ("seed", "pods", "zds-pods", "zds-snapshot", "agent", "agent-start")
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
