@@ -17,7 +17,7 @@ from pyztun.protocol import zds_pb2 as pb
 MAX_MESSAGE = 1024
 """Bytes of a packet; a longer one is cut by the receiver's recvmsg() (MSG_TRUNC)."""
 MAX_NACK_TEXT = 996
-"""Bytes of a refusal, so that the packet stays below 1000 with its two headers of 2 to 3 bytes."""
+"""Bytes of a refusal: below 1000, and the packet with its two headers of 3 bytes below 1024."""
 
 
 class WorkloadInfo(NamedTuple):

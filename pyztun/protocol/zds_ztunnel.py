@@ -9,6 +9,7 @@ Two tables hold all of it. An Add depends on who is in that netns already:
     NEW    the uid is not served, nor is the netns               START
     SAME   this uid is served in this netns                      CONFIRM  the info may be new
     OTHER  this uid is served in another netns                   REPLACE  new up, old down
+    LEFT   another one is, whose last Add named another netns    TAKE     old down, new up
     TAKEN  another uid is served in this netns                   REFUSE   and name it
 
 Everything else depends on the phase:
@@ -34,9 +35,9 @@ Netns = Hashable
 """Whatever identifies a netns as long as it is served or pending: its inode, in practice."""
 
 SNAPSHOT, STEADY = "snapshot", "steady"
-NEW, SAME, OTHER, TAKEN = "new", "same", "other", "taken"
+NEW, SAME, OTHER, LEFT, TAKEN = "new", "same", "other", "left", "taken"
 ADD, KEEP, DEL, SNAPSHOT_SENT = "add", "keep", "del", "snapshot-sent"
-START, CONFIRM, REPLACE, REFUSE = "start", "confirm", "replace", "refuse"
+START, CONFIRM, REPLACE, TAKE, REFUSE = "start", "confirm", "replace", "take", "refuse"
 REMEMBER, FORGET, STOP, RECONCILE, VIOLATION = (
     "remember",
     "forget",
@@ -45,7 +46,7 @@ REMEMBER, FORGET, STOP, RECONCILE, VIOLATION = (
     "violation",
 )
 
-ADDS = {NEW: START, SAME: CONFIRM, OTHER: REPLACE, TAKEN: REFUSE}
+ADDS = {NEW: START, SAME: CONFIRM, OTHER: REPLACE, LEFT: TAKE, TAKEN: REFUSE}
 OTHERS = {
     (KEEP, SNAPSHOT): REMEMBER,
     (KEEP, STEADY): VIOLATION,
@@ -60,7 +61,8 @@ class Ztunnel:
     """What is served, what is pending, and where the conversation stands.
 
     Each request method returns what is to be done, and the caller then says how that went:
-    ``served`` or ``failed`` after START, REPLACE and REFUSE; ``stopped`` for each uid to stop.
+    ``served`` or ``failed`` after START, REPLACE, TAKE (of whose holder ``stopped`` is said first)
+    and REFUSE; ``stopped`` for each uid to stop.
 
     :ivar served_in: netns by uid of what is served; to be read only.
     :ivar holders: the same the other way round.
@@ -93,7 +95,9 @@ class Ztunnel:
         holder = self.holders.get(netns)
         if holder is None:
             return OTHER if uid in self.served_in else NEW
-        return SAME if holder == uid else TAKEN
+        if holder == uid:
+            return SAME
+        return LEFT if self.pending.get(holder, netns) != netns else TAKEN
 
     def named(self, uid: str) -> None:
         """The agent named it: if this is a snapshot, what runs under this uid goes on."""

@@ -271,6 +271,8 @@ class ZdsReceiver:
         if action == states.REFUSE:
             holder = self._state.holders[waiting.inode]
             return f"this netns is served for uid {printable(holder)}"
+        if action == states.TAKE:
+            self._stop(self._state.holders[waiting.inode], "its netns was given to another uid")
         try:
             listeners = self._inpod.open(waiting.netns.fileno(), failed)
         except SyscallError as error:

@@ -29,6 +29,8 @@ class Script:
         action = self.side.add(uid, netns)
         if action == z.CONFIRM:
             return action
+        if action == z.TAKE:
+            self.side.stopped(self.side.holders[netns])
         if action == z.REFUSE or netns in self.broken:
             self.side.failed(uid, netns)
             return action if action == z.REFUSE else f"{action} failed"
@@ -99,6 +101,8 @@ BEFORE_SNAPSHOT_SENT = [
     ("a second uid for a served netns", "+u@1", "+v@1", "refuse", "u@1", "v@1"),
     ("also where it is served elsewhere", "+u@1 +v@2", "+v@1", "refuse", "u@1 v@2", "v@1"),
     ("a netns that was left may be taken", "+u@1 +u@2", "+v@1", "start", "u@2 v@1", ""),
+    ("also by a holder who waits", "+u@1 breaks@2 +u@2", "+v@1", "take", "v@1", "u@2"),
+    ("though it cannot start", "+u@1 breaks@2 +u@2 breaks@1", "+v@1", "take failed", "", "u@2 v@1"),
     ("Keep starts nothing", "", "=u", "remember", "", ""),
     ("Keep of one that runs", "+u@1 . connect", "=u", "remember", "u@1", ""),
     ("Keep of a pending one", "breaks@1 +u@1 connect", "=u", "remember", "", "u@1"),
@@ -142,6 +146,7 @@ AFTER_SNAPSHOT_SENT = [
     ),
     ("and is cancelled by the old netns", "+u@1 . breaks@2 +u@2", "+u@1", "confirm", "u@1", ""),
     ("a second uid for a served netns", "+u@1 .", "+v@1", "refuse", "u@1", "v@1"),
+    ("of one who waits elsewhere", "+u@1 . breaks@2 +u@2", "+v@1", "take", "v@1", "u@2"),
     ("Keep is a violation", "+u@1 .", "=u", "violation", "u@1", ""),
     ("of an unknown uid as well", "+u@1 .", "=v", "violation", "u@1", ""),
     ("Del stops it", "+u@1 .", "-u", "stop", "", ""),
@@ -245,23 +250,19 @@ def test_a_refused_one_takes_over_when_the_holder_is_gone() -> None:
 # ---- netns that pass from one uid to another while we were not connected -------------------------
 
 
-def test_two_uids_that_swap_their_netns_wait_for_each_other_until_one_is_deleted() -> None:
-    """Each runs where the other is to be; neither gives way, since it would be served nowhere."""
+def test_two_uids_that_swap_their_netns() -> None:
+    """Each runs where the other is to be, and gives way: the agent has named another for it."""
     script = Script()
     script.all("+u@1 +v@2 . disconnect connect +u@2 +v@1 .")
     retry_until_nothing_moves(script)
-    assert (script.served(), script.pending()) == ("u@1 v@2", "u@2 v@1")
-    script.do("-u")
-    retry_until_nothing_moves(script)
-    assert (script.served(), script.pending()) == ("v@1", "")
-    assert script.do("+u@2") == "start"
+    assert (script.served(), script.pending()) == ("u@2 v@1", "")
 
 
-def test_a_holder_whose_new_netns_fails_keeps_its_old_one_from_another() -> None:
+def test_a_holder_whose_new_netns_fails_gives_its_old_one_to_another() -> None:
     script = Script()
     script.all("+u@1 . disconnect connect breaks@2 +u@2 +v@1 .")
     retry_until_nothing_moves(script)
-    assert (script.served(), script.pending()) == ("u@1", "u@2 v@1")
+    assert (script.served(), script.pending()) == ("v@1", "u@2")
     script.do("heals@2")
     retry_until_nothing_moves(script)
     assert (script.served(), script.pending()) == ("u@2 v@1", "")
@@ -274,6 +275,8 @@ def retry_until_nothing_moves(script: Script) -> None:
         moved = False
         for uid, netns in list(script.side.pending.items()):
             action = z.ADDS[script.side.relation(uid, netns)]
-            if action in (z.START, z.REPLACE) and netns not in script.broken:
+            if action != z.REFUSE and netns not in script.broken:
+                if action == z.TAKE:
+                    script.side.stopped(script.side.holders[netns])
                 script.side.served(uid, str(netns))
                 moved = True

@@ -117,6 +117,8 @@ class Node:
         return f"{action} failed"
 
     def _start(self, action: str, uid: str, netns: int) -> bool:
+        if action == z.TAKE:
+            self.side.stopped(self.side.holders[netns])
         if action == z.REFUSE or netns in self._broken:
             return False
         self.side.served(uid, netns)
@@ -304,10 +306,9 @@ class World:
     def is_in_the_way(self, node: Node, offer: Offer) -> bool:
         """Whether another uid holds its netns, which is wanted elsewhere and could not move there.
 
-        Its new netns cannot start or be opened, or is held in the same way: two that swap theirs
-        wait for each other.
+        Its new netns cannot be opened by the agent, which has not named it therefore.
         """
         holder = node.side.holders.get(offer.netns)
         if holder is None or holder == offer.uid:
             return False
-        return self.agent.wanted[holder].netns != offer.netns
+        return self.agent.wanted[holder].netns is None

@@ -57,6 +57,20 @@ def test_back_and_forth(node: Node, make_pod: MakePod) -> None:
         assert ports(some[1 - turn % 2]) == set()
 
 
+def test_two_uids_swap_their_netns(node: Node, make_pod: MakePod) -> None:
+    """The first is refused, since the other one is there yet; then both have been named."""
+    one, two = make_pod(), make_pod()
+    node.link.serve("u", one)
+    node.link.serve("v", two)
+    assert "uid v" in node.link.add("u", two)
+    node.link.serve("v", one)
+    until(lambda: serves(two), "u is served in its new netns")
+    assert serves(one)
+    assert node.link.delete("v") == ""
+    assert not serves(one)
+    assert serves(two)
+
+
 @pytest.mark.needs_netns
 def test_there_is_no_moment_without_listeners(node: Node) -> None:
     """A witness: whenever the old pod is found without listeners, the new one has them already."""
