@@ -35,13 +35,13 @@ NETNS    a path (/run/netns/ns2), a bare name (ns2, meaning /run/netns/ns2), pid
          process) or fd:N (a descriptor that this command inherited)
 
 options:
-  --uid UID              of the workload (default: made of the real path of NETNS, or for pid:N and
-                         fd:N of the boot and the cookie, so that it is the same each time)
-  --name NAME            (default: the last part of NETNS)
-  --namespace NS         (default: default)
-  --service-account SA   (default: default)
-  --label KEY=VALUE      of your own, shown by list --json; repeatable
-  --capture none         how traffic is captured: not at all, so far
+  --uid UID            of the workload (default: made of the real path of NETNS, or for pid:N and
+                       fd:N of the boot and the cookie, so that it is the same each time)
+  --name NAME          (default: the last part of NETNS)
+  --namespace NS       (default: default)
+  --service-account SA (default: default)
+  --label KEY=VALUE    of your own, shown by list --json; repeatable
+  --capture none       how traffic is captured: not at all, so far
 {OPTIONS}
 
 exit status:

@@ -17,10 +17,10 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 10.0, 600.0
 HELP_WORDS = ("-h", "--help")
 
 OPTIONS = """\
-  --json             print JSON
-  --control SOCKET   the agent's socket (default: PYZTUN_CONTROL, else /run/pyztun/agent.sock)
-  --timeout SECONDS  for the agent's answer (default 10)
-  --help             print this and exit"""
+  --json               print JSON
+  --control SOCKET     the agent's socket (default: PYZTUN_CONTROL, else /run/pyztun/agent.sock)
+  --timeout SECONDS    for the agent's answer (default 10)
+  --help               print this and exit"""
 
 
 class Given:
