@@ -17,8 +17,10 @@ help: ## show this list
 	@echo "ARGS='...' is passed on to what is run: make test ARGS='-k listen'"
 	@echo "KIND=c|address|thread chooses one of sanitize: make sanitize KIND=thread"
 
-demo: setup ## two pods, one handoff each, with the evidence after every step (ARGS=--pause)
+demo: setup ## single handoffs, then a node, with the evidence after every step (ARGS=--pause)
 	@$(ROOT) .venv/bin/pyztun demo $(ARGS)
+	@echo
+	@$(ROOT) .venv/bin/pyztun demo --zds $(ARGS)
 
 test: setup ## all tests; without root or sudo those that can run in a user namespace
 	@$(ROOT) $(PYTHON) -m pytest $(ARGS)

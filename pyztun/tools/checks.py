@@ -1,27 +1,33 @@
-"""What the demo looks at in more than one step: each method states something and checks it."""
+"""What every demo looks at: each method states something and checks it."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from pyztun.errors import ProtocolError
-from pyztun.protocol import seed
-from pyztun.tools import evidence, processes
+from pyztun.tools import evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from pyztun.tools.observations import Observations
     from pyztun.tools.stage import Pod, Stage
 
 PORTS = (15001, 15006, 15008)
-DEATH_PATIENCE = 2.0
-"""Seconds for the kernel to report the end of a netns; mostly it takes less than a millisecond."""
+CLOSED_PORT = 15002
+DEATH_PATIENCE = 5.0
+"""Seconds for the kernel to report the end of a netns; mostly it takes less than a millisecond.
+
+One worker of the kernel ends all netns of the machine, one batch after the other.
+"""
 
 
 class Checks:
-    """Looks at the stage and records what it saw."""
+    """Looks at the stage and records what it saw.
+
+    :cvar host: where the listeners of a pod are.
+    """
+
+    host = "127.0.0.1"
 
     def __init__(self, stage: Stage, observations: Observations) -> None:
         self._stage = stage
@@ -37,38 +43,12 @@ class Checks:
         found = view.listeners
         self._check(f"nothing listens in {pod.name}", not found, f"{len(found)} LISTEN sockets")
 
-    def sent_fd(self, done: processes.Finished) -> str:
-        """pyztun-cni sent a descriptor; returns it as ``fd N``."""
-        told = re.search(r": sending (fd \d+)$", done.stderr, re.MULTILINE)
-        self._check("pyztun-cni sent", told is not None, sent := told[1] if told else "nothing")
-        return sent
-
-    def received_fd(self, done: processes.Finished, pod: Pod) -> str:
-        """pyztun-ztunnel received one from that process; returns it as ``fd N``."""
-        event = self._stage.ztunnel.wait_for_event("listeners-ready", pod.cookie)
-        received = f"fd {event['fd']}"
-        from_it = event["pid"] == done.pid
-        self._check("pyztun-ztunnel received", from_it, f"{received}, from pid {event['pid']}")
-        return received
-
-    def answer(self, done: processes.Finished, pod: Pod) -> None:
-        """pyztun-ztunnel answered with the cookie of that pod, and pyztun-cni said so."""
-        told = done.stdout.strip()
-        self._check("pyztun-cni printed", told == "listeners ready", told or done.summary())
-        found = re.search(r": (ready .*)$", done.stderr, re.MULTILINE)
-        text = found[1] if found else ""
-        try:
-            cookie = seed.parse(text.encode()).cookie
-        except ProtocolError:
-            cookie = 0
-        self._check(f"the answer names {pod.name}", cookie == pod.cookie, text or "no answer")
-
     def listeners(self, pod: Pod) -> list[tuple[evidence.Listener, str]]:
         """The listeners are in the pod, not at home, and are ztunnel's; returns (listener, fd)."""
         listeners = evidence.look_inside(pod.reference).listeners
         fds = evidence.sockets_of(self._stage.ztunnel.pid)
         home = evidence.listening_at_home()
-        expected = [f"127.0.0.1:{port}" for port in PORTS]
+        expected = [f"{self.host}:{port}" for port in PORTS]
         as_told = [str(each) for each in listeners] == expected
         self._check(f"the kernel lists in {pod.name}", as_told, listed(listeners))
         ours = [each for each in home if each.socket in fds]
@@ -96,28 +76,24 @@ class Checks:
         names = [pod.name for pod in self._stage.pods if pod.inode in held]
         self._check("ztunnel has no fd of a pod's netns open", not names, ", ".join(names))
 
-    def list_names(self, pods: Collection[Pod]) -> None:
-        """`pyztun-cni --list` shows these pods, no other."""
-        done = processes.run(self._stage.cni_words("--list"))
-        cookies = {int(each) for each in re.findall(r"^netns=(\d+)", done.stdout, re.MULTILINE)}
-        expected = {pod.cookie for pod in pods}
-        names = " and ".join(pod.name for pod in pods)
-        self._check(
-            f"ztunnel says it serves {names}",
-            done.status == 0 and cookies == expected,
-            f"cookie {listed(cookies)}",
-        )
-
-    def released(self, done: processes.Finished, pod: Pod) -> None:
-        told = done.stdout.strip()
-        as_told = done.status == 0 and told == f"released netns={pod.cookie}"
-        self._check("pyztun-cni printed", as_told, told or done.summary())
-
-    def gone(self, pod: Pod) -> None:
+    def gone(self, pod: Pod, name: str = "") -> None:
+        """The kernel has said that the netns of the pod is no more."""
         gone = self._stage.is_gone(pod, DEATH_PATIENCE)
         news = f"netlink message RTM_DELNSID {pod.nsid}"
         seen = news if gone else f"no news in {DEATH_PATIENCE:g} s"
-        self._check(f"the kernel reports the end of {pod.name}", gone, seen)
+        self._check(f"the kernel reports the end of {name or pod.name}", gone, seen)
+
+    def says_ok(self, view: evidence.View, port: int, pod: Pod) -> None:
+        """A client in the pod got the answer of ztunnel there."""
+        said = view.answers[port]
+        self._check(f"127.0.0.1:{port} in {pod.name} says", said == "ok\n", repr(said))
+
+    def nothing_is_left(self, pod: Pod) -> None:
+        """No listener in the pod, and whoever connects there is refused."""
+        view = evidence.look_inside(pod.reference, PORTS)
+        self.no_listener(pod, view)
+        refused = all(said == "refused" for said in view.answers.values())
+        self._check(f"a client in {pod.name} gets", refused, listed(view.answers.values()))
 
 
 def listed(things: Iterable[object]) -> str:

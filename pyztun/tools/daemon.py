@@ -1,4 +1,4 @@
-"""`pyztun-ztunnel` as a process that we started: ready, its log, its end."""
+"""A service of ours as a process that we started: ready, its log, its end."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pyztun.tools.processes import PATIENCE, ProgramError, find, last_words, start
+from pyztun.tools.processes import PATIENCE, ProgramError, last_words, start
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
-class Ztunnel:
-    """One process of pyztun-ztunnel, started by the constructor; to be closed. ProgramError.
+class Daemon:
+    """One process of a service, started by the constructor; to be closed. ProgramError.
 
-    :param directory: a private directory for its socket and for the one on which it reports.
+    It ends with us: should the demo be killed, the kernel sends it SIGTERM.
+
+    :param words: its command line, with ``--log-format json``.
+    :param notify_path: a free path for the socket on which it reports.
+    :param env: what it finds in its environment beside ours.
     """
 
-    def __init__(self, directory: str) -> None:
-        self.socket_path, self._notify_path = f"{directory}/zt.sock", f"{directory}/notify"
-        self.words = [find("pyztun-ztunnel"), "--log-format", "json", self.socket_path]
-        self._log = b""
+    def __init__(self, words: Sequence[str], notify_path: str, env: Mapping[str, str]) -> None:
+        self.words, self.name = words, os.path.basename(words[0])
+        self._log, self._killed = b"", False
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._log_fd, log_end = os.pipe()
         try:
-            self._notify.bind(self._notify_path)
-            environment = {**os.environ, "NOTIFY_SOCKET": self._notify_path}
+            self._notify.bind(notify_path)
+            environment = {**os.environ, **env, "NOTIFY_SOCKET": notify_path}
             self._process = start(
-                self.words, stdout=subprocess.DEVNULL, stderr=log_end, env=environment
+                [*_ends_with_us(), *words],
+                stdout=subprocess.DEVNULL,
+                stderr=log_end,
+                env=environment,
             )
         except BaseException as error:
             self._close_ours()
             if isinstance(error, OSError):  # no room, or TMPDIR makes the path too long
-                raise ProgramError(f"{self._notify_path}: {error}") from error
+                raise ProgramError(f"{notify_path}: {error}") from error
             raise
         finally:
             os.close(log_end)
@@ -51,9 +59,12 @@ class Ztunnel:
             self._read_log()
         return self._notify.recv(4096).decode()
 
-    def wait_for_event(self, name: str, netns: int) -> dict[str, Any]:
-        """The first event of that name about that netns in its log. ProgramError if none comes."""
-        wanted = {"event": name, "netns": netns}
+    def wait_for_event(self, name: str, **fields: object) -> dict[str, Any]:
+        """The first event of that name and with these fields in its log.
+
+        ProgramError if none comes.
+        """
+        wanted = {"event": name, **fields}
         deadline = monotonic() + PATIENCE
         while True:
             for line in self._log.splitlines():
@@ -69,7 +80,7 @@ class Ztunnel:
         left = max(0.0, deadline - monotonic())
         ready, _, _ = select.select([self._log_fd, *others], [], [], left)
         if not ready:
-            raise ProgramError(f"pyztun-ztunnel stays silent: {self._last_words()}")
+            raise ProgramError(f"{self.name} stays silent: {self._last_words()}")
         return ready
 
     def _read_log(self) -> None:
@@ -77,7 +88,7 @@ class Ztunnel:
         data = os.read(self._log_fd, 65536)
         self._log += data
         if not data:
-            raise ProgramError(f"pyztun-ztunnel ended: {self._last_words()}")
+            raise ProgramError(f"{self.name} ended: {self._last_words()}")
 
     def _last_words(self) -> str:
         status = None
@@ -88,14 +99,17 @@ class Ztunnel:
     def check_alive(self) -> None:
         """ProgramError, with the last line of its log, if it has ended or is about to.
 
-        Of a process that ends, /proc shows nothing any more a moment before it can be waited for.
+        Not if we have killed it. Of a process that ends, /proc shows nothing any more a moment
+        before it can be waited for.
         """
+        if self._killed:
+            return
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
             with contextlib.suppress(ProgramError):
                 while self._readable(monotonic()):
                     self._read_log()
-            raise ProgramError(f"pyztun-ztunnel ended: {self._last_words()}")
+            raise ProgramError(f"{self.name} ended: {self._last_words()}")
 
     def stop(self) -> int:
         """SIGTERM, and SIGKILL if that does not help. Returns the exit status, also later on."""
@@ -104,8 +118,13 @@ class Ztunnel:
         try:
             return self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL, which no program can answer. Returns the exit status: -9, unless it was over."""
+        self._killed = True
+        self._process.kill()
+        return self._process.wait()
 
     def close(self) -> None:
         """Ends it however it is."""
@@ -115,3 +134,9 @@ class Ztunnel:
     def _close_ours(self) -> None:
         self._notify.close()
         os.close(self._log_fd)
+
+
+def _ends_with_us() -> list[str]:
+    """A command prefix, where setpriv(1) is there (util-linux): prctl(2) is not in Python."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

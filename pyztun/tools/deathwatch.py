@@ -28,7 +28,6 @@ RTNLGRP_NSID = 28
 NETNSA_NSID, NETNSA_FD = 1, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-ANY_NSID = -1
 
 NEEDS = "needs CAP_NET_ADMIN over our own netns"
 
@@ -44,11 +43,15 @@ class Deathwatch:
         self._requests = _netlink(0)
         self._news = _netlink(1 << (RTNLGRP_NSID - 1))
         self._gone: set[int] = set()
+        self._next = -1
 
     def watch(self, netns: NetNs) -> int:
         """Starts to watch; returns the nsid. MissingCapability without CAP_NET_ADMIN at home."""
         fd = (NETNSA_FD, netns.fileno())
-        self._ask(RTM_NEWNSID, NLM_F_ACK, fd, (NETNSA_NSID, ANY_NSID))
+        # Left to itself the kernel gives a freed number again, and the news of one end would be
+        # taken for the news of another.
+        self._next = 1 + max([self._next, *self.living()])
+        self._ask(RTM_NEWNSID, NLM_F_ACK, fd, (NETNSA_NSID, self._next))
         return self._ask(RTM_GETNSID, 0, fd)[0]
 
     def is_gone(self, nsid: int, seconds: float = 0.0) -> bool:

@@ -1,4 +1,4 @@
-"""`pyztun demo`: plays the story on pods of its own, and tells whether all was as told."""
+"""`pyztun demo`: plays a story on pods of its own, and tells whether all was as told."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import sys
-from contextlib import closing
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyztun import stdio
@@ -15,26 +13,30 @@ from pyztun.errors import PyztunError, SyscallError
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
-    from pyztun.tools.interrupts import Interrupts
-    from pyztun.tools.script import Step
-    from pyztun.tools.stage import Stage
-    from pyztun.tools.story import Story
-    from pyztun.tools.terminal import Terminal
+    from pyztun.tools.play import Script
 
-SUMMARY = "show a handoff on two pods of its own, with the evidence after every step"
+SUMMARY = "show a handoff, or with --zds a node, on pods of its own, with the evidence"
 DESCRIPTION = """\
 Makes two pods (network namespaces), starts pyztun-ztunnel, hands both over with pyztun-cni, and
-shows after each step what the kernel says. Leaves nothing behind. Needs root, or a user namespace:
+shows after each step what the kernel says. With --zds: three pods, the node agent and ztunnel; pods
+come, restart and go, and either program is killed. Leaves nothing behind. Needs root, or a user
+namespace, with --zds one that has a /run of its own:
 
   unshare --user --map-root-user --net --mount pyztun demo
+  unshare --user --map-root-user --net --mount \\
+      sh -c 'mount -t tmpfs tmpfs /run && exec pyztun demo --zds'
 
 Exit status: 0 if every observation was as told, 1 if not or if it could not run, 2 usage.
 """
+NOT_PERMITTED = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("--zds", action="store_true",
+        help="show a node with its agent and ztunnel instead of single handoffs")  # fmt: skip
     add("--pause", action="store_true", help="wait for Enter before each step")
     add("--plain", action="store_true",
         help="no colour, no cursor control; the default where stdout is no terminal")  # fmt: skip
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     """Runs the demo; returns the exit status."""
     from pyztun.tools.interrupts import Interrupts
-    from pyztun.tools.stage import Stage
+    from pyztun.tools.play import play
     from pyztun.tools.terminal import Terminal, wants_plain
 
     if sys.stdout is None:
@@ -51,80 +53,48 @@ def run(asked: argparse.Namespace) -> int:
     interrupts = Interrupts()
     terminal = Terminal(sys.stdout, plain=asked.plain or wants_plain(sys.stdout))
     try:
-        with closing(Stage()) as stage:
-            return _play(stage, terminal, interrupts, pause=asked.pause)
+        return play(_script(asked.zds), terminal, interrupts, pause=asked.pause)
     except BrokenPipeError:
         stdio.forget(sys.stdout)
         return 1
     except (PyztunError, OSError) as error:
+        if isinstance(error, SyscallError) and error.errno in NOT_PERMITTED:
+            return _fail(f"needs {_needs(asked.zds)} ({error})")
         return _fail(error)
     except KeyboardInterrupt:
         return _fail("interrupted; everything is cleaned up")
 
 
-def _play(stage: Stage, terminal: Terminal, interrupts: Interrupts, *, pause: bool) -> int:
-    from pyztun.tools import script
-    from pyztun.tools.observations import NotAsTold, Observations
-    from pyztun.tools.story import Story
+def _script(zds: bool) -> Script[Any, Any]:
+    if zds:
+        from pyztun.tools import zds_script
 
-    observations = Observations(terminal)
-    story = Story(stage, terminal, observations)
-    started = monotonic()
-    terminal.heading(script.TITLE)
-    terminal.say(script.OPENING)
-    terminal.points(script.RULES)
-    try:
-        for number, step in enumerate(script.STEPS, 1):
-            title = f"[{number}/{len(script.STEPS)}] {step.title}"
-            interrupts.check()
-            if pause:
-                with interrupts.allowed():
-                    terminal.wait_for_enter(title)
-            terminal.heading(title)
-            terminal.say(step.text)
-            terminal.places(step.places)
-            _act(step, stage, story)
-            observations.end_of_step()
-            terminal.moral(step.moral)
-    except NotAsTold:
-        wrong = f"{observations.failed} of {observations.count} observations were not as told."
-        terminal.verdict(wrong, good=False)
-        return 1
-    terminal.heading("So this is how")
-    terminal.say(script.CLOSING)
-    seconds = "" if pause else f" ({monotonic() - started:.1f} s)"
-    terminal.verdict(f"All {observations.count} observations were as told{seconds}.", good=True)
-    return 0
+        return zds_script.SCRIPT
+    from pyztun.tools import seed_script
 
-
-def _act(step: Step, stage: Stage, story: Story) -> None:
-    try:
-        step.act(story)
-    except BrokenPipeError:
-        raise
-    except (PyztunError, OSError):
-        # Whatever went wrong: if ztunnel is dead, that is why.
-        stage.check_ztunnel()
-        raise
+    return seed_script.SCRIPT
 
 
 def _fail(reason: object) -> int:
     """One line on stderr, and the exit status."""
-    text = str(reason)
-    if isinstance(reason, SyscallError) and reason.errno in (errno.EPERM, errno.EACCES):
-        text = f"needs root, or a user namespace: {_in_user_namespace()} ({text})"
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
         stdio.forget(sys.stdout)
     if sys.stderr is not None:
-        sys.stderr.write(f"pyztun demo: {text}\n")
+        sys.stderr.write(f"pyztun demo: {reason}\n")
     return 1
 
 
-def _in_user_namespace() -> str:
-    """A command line that needs no privilege, as it can be typed here."""
+def _needs(zds: bool) -> str:
+    """What to do, with a command line that needs no privilege, as it can be typed here."""
     us = os.path.realpath(sys.argv[0])
     on_path = os.path.realpath(shutil.which("pyztun") or "") == us
-    return f"unshare --user --map-root-user --net --mount {'pyztun' if on_path else us} demo"
+    command = f"{'pyztun' if on_path else us} demo"
+    unshare = "unshare --user --map-root-user --net --mount"
+    if not zds:
+        return f"root, or a user namespace: {unshare} {command}"
+    # A netns gets its name by a mount on /run/netns, and the machine's /run is the machine's.
+    inside = f"sh -c 'mount -t tmpfs tmpfs /run && exec {command} --zds'"
+    return f"root, or a user namespace with a /run of its own: {unshare} {inside}"

@@ -11,16 +11,33 @@ GAP = 8
 
 
 def cast(home: int, pods: Sequence[tuple[str, int]]) -> list[str]:
-    """Who takes part, before anything has happened. ``pods``: (name, cookie)."""
-    boxes = [
-        _box(
+    """Who takes part in a handoff, before anything has happened. ``pods``: (name, cookie)."""
+    return boxes(
+        (
             f"home: the node, netns {home}",
             "pyztun-cni ---- Unix socket ---> pyztun-ztunnel",
             "knows the pods                   listens in pods",
+        ),
+        *((name, f"netns {cookie}", "") for name, cookie in pods),
+    )
+
+
+def node(home: int, pods: Sequence[tuple[str, int]]) -> list[str]:
+    """Who takes part on a node; the pods, as many as there are, in a row below."""
+    upper = boxes(
+        (
+            f"home: the node, netns {home}",
+            "pyztun-cni agent ---- Unix socket, ZDS ---- pyztun-ztunnel",
+            "keeps the list of pods                      listens in pods",
         )
-    ]
-    boxes += [_box(name, f"netns {cookie}", "") for name, cookie in pods]
-    return ["  ".join(parts).rstrip() for parts in zip(*boxes, strict=True)]
+    )
+    return [*upper, "", *boxes(*((name, f"netns {cookie}") for name, cookie in pods))]
+
+
+def boxes(*contents: Sequence[str]) -> list[str]:
+    """Boxes side by side; each is a title and as many lines as the others have."""
+    drawn = [_box(*each) for each in contents]
+    return ["  ".join(parts).rstrip() for parts in zip(*drawn, strict=True)]
 
 
 def _box(title: str, *lines: str) -> list[str]:

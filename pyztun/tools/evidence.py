@@ -19,14 +19,16 @@ from pyztun.netns import NetNs
 from pyztun.tools import inside, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 TCP_LISTEN = "0A"
+PATIENCE = 2.0
+"""Seconds that a client waits for each packet."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """One LISTEN line of /proc/net/tcp.
+    """One LISTEN line of /proc/net/tcp or tcp6.
 
     :ivar socket: the inode number of the socket, the same in /proc/PID/fd of who holds it.
     """
@@ -63,7 +65,7 @@ def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
     return View(
         done.pid,
         seen["cookie"],
-        listeners_of(seen["tcp"]),
+        listeners_of(*seen["tables"]),
         {int(port): said for port, said in seen["answers"].items()},
     )
 
@@ -71,13 +73,13 @@ def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
 def listening_at_home() -> list[Listener]:
     """What listens in our own netns, IPv4 and IPv6."""
     tables = [Path(f"/proc/self/net/{name}") for name in ("tcp", "tcp6")]
-    return [each for table in tables if table.exists() for each in listeners_of(table.read_text())]
+    return listeners_of(*(table.read_text() for table in tables if table.exists()))
 
 
-def listeners_of(table: str) -> list[Listener]:
-    """The LISTEN lines of the text of /proc/net/tcp or tcp6, in the order of their ports."""
+def listeners_of(*tables: str) -> list[Listener]:
+    """The LISTEN lines of the texts of /proc/net/tcp and tcp6, in the order of their ports."""
     found = []
-    for line in table.splitlines()[1:]:
+    for line in (line for table in tables for line in table.splitlines()[1:]):
         columns = line.split()
         local, state, inode = columns[1], columns[3], columns[9]
         if state == TCP_LISTEN:
@@ -123,18 +125,41 @@ def cookies_of_threads(pid: int) -> dict[int, int]:
 
 def sockets_of(pid: int) -> dict[int, int]:
     """Inode number of each socket that a process holds -> its file descriptor there."""
-    return {number: fd for fd, kind, number in _open_files(pid) if kind == "socket"}
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            named = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
+            if named:
+                found[int(named[1])] = int(name)
+    return found
 
 
 def netns_held_by(pid: int) -> set[int]:
-    """The inode of each netns that a process holds open by a file descriptor."""
-    return {number for _, kind, number in _open_files(pid) if kind == "net"}
+    """The inode of each netns that a process holds open by a file descriptor.
 
-
-def _open_files(pid: int) -> Iterator[tuple[int, str, int]]:
-    """(fd, kind, inode number) of each file that is named like ``socket:[4711]``."""
+    The link of one that was opened by its name reads as that path, so the file itself is asked; it
+    is one of a program of ours.
+    """
+    nsfs, found = os.stat("/proc/self/ns/net").st_dev, set()
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            named = re.fullmatch(r"(\w+):\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
-            if named:
-                yield int(name), named[1], int(named[2])
+            file = os.stat(f"/proc/{pid}/fd/{name}")
+            if file.st_dev == nsfs:
+                found.add(file.st_ino)
+    return found
+
+
+def ask(netns: str, port: int) -> str:
+    """What 127.0.0.1:PORT in the netns (a path) says, or ``refused``, or why it failed.
+
+    The client is a socket of ours that is made there; no process is started for it.
+    """
+    with NetNs.from_path(netns) as inside:
+        try:
+            with inside.connect(("127.0.0.1", port), PATIENCE) as client:
+                said = b"".join(iter(lambda: client.recv(4096), b""))
+                return said.decode(errors="replace")
+        except ConnectionRefusedError:
+            return "refused"
+        except OSError as error:
+            return f"failed: {error}"

@@ -1,8 +1,9 @@
 """What a process in a pod sees: started there by nsenter(1), it looks around, prints, and ends.
 
 ``nsenter --net=NETNS python -IS inside.py PORT...`` prints one JSON object: the cookie of the netns
-in which it is, /proc/self/net/tcp, and what each port on 127.0.0.1 answered. It imports nothing of
-pyztun: -IS leaves out the user's paths and the site packages, for which it would have to wait.
+in which it is, /proc/self/net/tcp and tcp6, and what each port on 127.0.0.1 answered. It imports
+nothing of pyztun: -IS leaves out the user's paths and the site packages, for which it would have to
+wait.
 """
 
 from __future__ import annotations
@@ -35,14 +36,21 @@ def ask(port: int, until: float) -> str:
         return f"failed: {error}"
 
 
+def read(table: str) -> str:
+    """The text of a table of /proc; empty where the kernel has none (no IPv6)."""
+    try:
+        with open(table) as lines:
+            return lines.read()
+    except FileNotFoundError:
+        return ""
+
+
 def main(ports: list[int]) -> None:
     """Prints what is seen from here."""
     until = monotonic() + PATIENCE
-    with open("/proc/self/net/tcp") as table:
-        listed = table.read()
     seen = {
         "cookie": cookie(),
-        "tcp": listed,
+        "tables": [read(f"/proc/self/net/{name}") for name in ("tcp", "tcp6")],
         "answers": {port: ask(port, until) for port in ports},
     }
     json.dump(seen, sys.stdout)

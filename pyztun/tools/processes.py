@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import shutil
+import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+import termios
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,7 @@ PATIENCE = 5.0
 """Seconds that a program gets for whatever it is waited for."""
 PACE = 0.0005
 """Seconds between two looks at what happens while a program runs."""
+ROWS = 24
 
 
 class ProgramError(PyztunError):
@@ -77,11 +82,18 @@ def run(
     words: Sequence[str],
     *,
     during: Callable[[], None] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: int = subprocess.PIPE,
 ) -> Finished:
-    """Runs a program to its end; calls ``during`` again and again while it runs. ProgramError."""
+    """Runs a program to its end. ProgramError.
+
+    :param during: called again and again while it runs.
+    :param stdout: a descriptor for it, else it is in what is returned.
+    :param env: what it finds in its environment beside ours.
+    """
     deadline = monotonic() + PATIENCE
-    pipe = subprocess.PIPE
-    with start(words, stdout=pipe, stderr=pipe) as process:
+    environment = {**os.environ, **(env or {})}
+    with start(words, stdout=stdout, stderr=subprocess.PIPE, env=environment) as process:
         try:
             while True:
                 if during is not None:
@@ -96,8 +108,32 @@ def run(
         except BaseException:
             process.kill()
             raise
-    texts = (each.decode(errors="replace") for each in (out, err))
+    texts = ((each or b"").decode(errors="replace") for each in (out, err))
     return Finished(process.pid, process.returncode, *texts)
+
+
+def run_on_terminal(words: Sequence[str], columns: int, env: Mapping[str, str]) -> Finished:
+    """Runs a program whose stdout is a terminal that wants no colour. ProgramError.
+
+    :param columns: how wide it is.
+    """
+    ours, its = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal, open(its, "wb", buffering=0) as end:
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+        # The kernel would make CR LF of each line's end.
+        modes = termios.tcgetattr(end)
+        modes[1] &= ~termios.OPOST
+        termios.tcsetattr(end, termios.TCSANOW, modes)
+        shown = bytearray()
+
+        def read() -> None:
+            while select.select([terminal], [], [], 0)[0]:
+                shown.extend(terminal.read(65536))
+
+        environment = {**env, "NO_COLOR": "1", "PYTHONIOENCODING": "ascii"}
+        done = run(words, during=read, env=environment, stdout=its)
+        read()
+    return replace(done, stdout=shown.decode(errors="replace"))
 
 
 def last_words(status: int | None, stderr: str) -> str:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 WIDTH = 96
 INDENT = "  "
 BOLD, DIM, RED, GREEN = "1", "2", "31;1", "32"
+CONTINUED = " \\"
+GLUE = "\N{NO-BREAK SPACE}"
 ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
 
 # The pods wear the same colour wherever their name stands.
-POD_STYLES = {"web": "36;1", "db": "35;1"}
+POD_STYLES = {"web": "36;1", "db": "35;1", "cache": "33;1"}
 POD_NAMES = re.compile(rf"\b({'|'.join(POD_STYLES)})\b")
 
 
@@ -46,16 +48,28 @@ class Terminal:
     def command(self, words: Sequence[str]) -> None:
         """A command line that is run now."""
         shown = " ".join([os.path.basename(words[0]), *words[1:]])
-        self._print(f"{INDENT}$ {self._paint(shown, BOLD)}")
+        first, *rest = _wrap(shown, "$ ", width=WIDTH - len(CONTINUED))
+        lines = [first[len("$ ") :], *rest]
+        for number, line in enumerate(lines):
+            before = "" if number else "$ "
+            behind = CONTINUED if number < len(lines) - 1 else ""
+            self._print(f"{INDENT}{before}{self._paint(line + behind, BOLD)}")
+
+    def output(self, text: str) -> None:
+        """What a command said; only lines that are too long change."""
+        for line in text.splitlines():
+            too_long = len(line) > WIDTH
+            self._lines(_wrap(line, "  ") if too_long else [f"  {line}"])
 
     def places(self, places: Sequence[str]) -> None:
         """The code that does it."""
-        self._print(f"{INDENT}{self._paint('done by ' + ', '.join(places), DIM)}")
+        for line in _wrap("done by " + ", ".join(place.replace(" ", GLUE) for place in places)):
+            self._print(f"{INDENT}{self._paint(line.replace(GLUE, ' '), DIM)}")
 
     def drawing(self, lines: Iterable[str]) -> None:
         """Lines that keep their form, with room around."""
         self._gap()
-        self._lines(f"  {line}".rstrip() for line in lines)
+        self._lines(f"  {line}" for line in lines)
         self._gap()
 
     def observation(self, told: str, as_told: bool, seen: str) -> None:
@@ -94,7 +108,7 @@ class Terminal:
 
     def _lines(self, lines: Iterable[str]) -> None:
         for line in lines:
-            self._print(self._name(INDENT + line))
+            self._print(self._name(INDENT + line).rstrip())
 
     def _print(self, line: str) -> None:
         self._last = line
@@ -108,11 +122,11 @@ class Terminal:
         return POD_NAMES.sub(lambda name: self._paint(name[0], POD_STYLES[name[0]]), line)
 
 
-def _wrap(text: str, indent: str = "") -> list[str]:
+def _wrap(text: str, indent: str = "", width: int = WIDTH) -> list[str]:
     """Lines of the text; ``indent`` before the first, as much room before the others."""
     return textwrap.wrap(
         text,
-        WIDTH - len(INDENT),
+        width - len(INDENT),
         initial_indent=indent,
         subsequent_indent=" " * len(indent),
         break_on_hyphens=False,

@@ -1,6 +1,8 @@
-"""`pyztun demo` as a process, in a home netns of its own, and what it left behind."""
+"""`pyztun demo` as a process, in a home netns of its own or on a terminal; what it left behind."""
 
 import os
+import re
+import select
 import signal
 import subprocess
 import time
@@ -10,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 from support import pods
-from support.programs import Daemon, program
+from support.programs import Daemon, environment, program
 
 STEPS = 9
+"""Of either form."""
 
 
 class DemoRun:
@@ -76,7 +79,11 @@ class DemoRun:
         while (alive := self.living_pods()) and time.monotonic() < deadline:
             os.sched_yield()
         files = [str(path) for path in self.directory.rglob("*")]
-        return alive + [f"process {pid}" for pid in self.processes()] + files
+        return alive + [f"process {pid}" for pid in self.processes()] + self.names() + files
+
+    def names(self) -> list[str]:
+        """The entries of /run/netns that have the pid of the demo in their name."""
+        return [name for name in pods.names() if name.endswith(f"-{self.process.pid}")]
 
     def processes(self) -> list[int]:
         """The pids of the processes that have inherited the mark of this run."""
@@ -105,3 +112,69 @@ class DemoRun:
                 os.kill(pid, signal.SIGKILL)
             self.process.kill()
             os.close(self._home)
+
+
+def one(pattern: str, lines: list[str]) -> re.Match[str]:
+    """The first line that matches."""
+    found = next(filter(None, (re.search(pattern, line) for line in lines)), None)
+    assert found, f"no line like {pattern!r} in:\n" + "\n".join(lines)
+    return found
+
+
+class OnTerminal:
+    """`pyztun demo ARGS...` on a pseudo-terminal, which controls it: Ctrl-C is a signal."""
+
+    def __init__(self, directory: Path, *args: str, env: dict[str, str] | None = None) -> None:
+        self._master, terminal = os.openpty()
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *program("pyztun"), "demo", *args],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            env=environment(
+                {"TERM": "xterm", "NO_COLOR": "", "TMPDIR": str(directory), **(env or {})}
+            ),
+        )
+        os.close(terminal)
+        self.text = b""
+
+    def read_to(self, pattern: bytes) -> bytes:
+        """Reads until the output since the last call matches; returns the first group."""
+        unread = b""
+        while not (found := re.search(pattern, unread)):
+            data = self._read()
+            assert data, f"ended before {pattern!r}: {self.text!r}"
+            unread += data
+        return found[1]
+
+    def _read(self, seconds: float = 20) -> bytes:
+        """What comes next; nothing at the end."""
+        assert select.select([self._master], [], [], seconds)[0], f"silent after {self.text!r}"
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # EIO: nobody has the terminal open any more
+            return b""
+        self.text += data
+        return data
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def finish(self) -> int:
+        """Reads what is left and waits for the end."""
+        while self._read():
+            pass
+        assert self.process.stderr is not None
+        self.err = self.process.stderr.read().decode()
+        return self.process.wait(20)
+
+    def __enter__(self) -> "OnTerminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it with SIGTERM, so that it can clean up."""
+        self.process.terminate()
+        self.process.wait(20)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        os.close(self._master)

@@ -23,7 +23,10 @@ static int is(const char *fault)
     return asked != NULL && strcmp(asked, fault) == 0;
 }
 
-static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
+static void *real(const char *name)
+{
+    return dlsym(RTLD_NEXT, name);
+}
 
 /* Of the main thread, which never leaves home. */
 static int is_home(int fd)
@@ -43,7 +46,8 @@ static int is_tcp_listener(int fd)
 {
     int family = 0, listening = 0;
     socklen_t size = sizeof(int);
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 && family == AF_INET &&
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 &&
+           (family == AF_INET || family == AF_INET6) &&
            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && listening;
 }
 
@@ -64,7 +68,14 @@ int setns(int fd, int type)
 int bind(int fd, const struct sockaddr *address, socklen_t size)
 {
     struct sockaddr_in other;
+    struct sockaddr_in6 other6;
 
+    if (address->sa_family == AF_INET6 && size == sizeof other6) {
+        memcpy(&other6, address, sizeof other6);
+        if (is("another port") && other6.sin6_port == htons(15008))
+            other6.sin6_port = htons(15002);
+        address = (const struct sockaddr *)&other6;
+    }
     if (address->sa_family == AF_INET && size == sizeof other) {
         memcpy(&other, address, sizeof other);
         if (is("another port") && other.sin_port == htons(15008))

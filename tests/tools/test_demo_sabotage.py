@@ -80,6 +80,80 @@ CNIS = {
     "forgets to release": (FORGETS_TO_RELEASE, 8, "nothing listens in web"),
 }
 
+# The same for --zds.
+ZDS_FAULTS = {
+    "keeps the fd": (3, "ztunnel has no fd of a pod's netns open"),
+    "stays in the pod": (4, "every thread of ztunnel is at home"),
+    "listens at home": (4, "the kernel lists in web"),
+    "another port": (4, "the kernel lists in web"),
+    "says nothing": (4, "127.0.0.1:15001 in web says"),
+    "keeps listening": (5, "the kernel reports the end of the old netns of web"),
+}
+ADDS_NOTHING = """
+if words[0] == "add":
+    print(f"ready {words[-1]} uid={words[3]} netns={NetNs.open(words[1]).cookie}")
+    raise SystemExit(0)
+"""
+ADDS_ANOTHER_NETNS = """
+if words[0] == "add":
+    other = NetNs.create()
+    words[1] = f"fd:{other.fileno()}"
+"""
+LISTS_SOMEBODY = """
+if words[0] == "list":
+    print("NAME  NAMESPACE  UID  NETNS  COOKIE  SINCE  ZTUNNELS  STATE")
+    print("x  default  x  x  7  1s  1  ready")
+"""
+DOES_NOT_WATCH = """
+from pyztun.cni.agent.watch import Watch
+Watch.check_mounted = lambda self: None
+"""
+FORGETS = """
+import os
+if words[0] == "agent":
+    words[words.index("--state-dir") + 1] += str(os.getpid())
+"""
+DELETES_NOTHING = """
+if words[0] == "del":
+    print("deleted web uid=pod-1")
+    raise SystemExit(0)
+"""
+LEAVES_ITS_SOCKETS = """
+from pyztun.socketfile import SocketFile
+SocketFile.remove = lambda self: None
+"""
+AGENTS = {
+    "lists somebody": (LISTS_SOMEBODY, 1, "nobody is listed"),
+    "adds nothing": (ADDS_NOTHING, 3, "web and db are listed as ready"),
+    "adds another netns": (ADDS_ANOTHER_NETNS, 3, "ztunnel has confirmed web"),
+    "does not watch": (DOES_NOT_WATCH, 5, "a client in web is answered"),
+    "forgets": (FORGETS, 7, "it found each netns again by its cookie"),
+    "deletes nothing": (DELETES_NOTHING, 8, "nothing listens in web"),
+    "leaves its sockets": (LEAVES_ITS_SOCKETS, 9, "the agent removes both its socket files"),
+}
+
+# A python program instead of pyztun-ztunnel.
+ZTUNNEL = """
+import os
+from pyztun import native
+from pyztun.ztunnel.main import main
+from pyztun.ztunnel.zds_receiver import ZdsReceiver
+{change}
+raise SystemExit(main())
+"""
+ENDS_WITH_THE_AGENT = "ZdsReceiver._closed = lambda self: os._exit(3)"
+STARTS_ANEW = "native.is_listening = lambda fd: False"
+IGNORES_ADDS = "ZdsReceiver._add = ZdsReceiver._agree"
+DIES_AT_A_DEL = "ZdsReceiver._delete = lambda self, uid: os._exit(3)"
+ENDS_WITH_AN_ERROR = "main = lambda ended=main: ended() or 7"
+ZTUNNELS = {
+    "ignores the adds": (IGNORES_ADDS, 4, "the kernel lists in web"),
+    "ends with the agent": (ENDS_WITH_THE_AGENT, 7, "clients in web and db are answered meanwhile"),
+    "starts anew": (STARTS_ANEW, 7, "ztunnel listens with the same sockets as before"),
+    "dies at a deletion": (DIES_AT_A_DEL, 8, "127.0.0.1:15001 in db says"),
+    "ends with an error": (ENDS_WITH_AN_ERROR, 9, "ztunnel ends on SIGTERM"),
+}
+
 Sabotage = Callable[..., DemoRun]
 
 
@@ -100,12 +174,12 @@ def sabotage(directory: Path) -> Iterator[Sabotage]:
     write("pyztun", PYTHON, "from pyztun.tools.main import main\nraise SystemExit(main())")
     with ExitStack() as stack:
 
-        def start(name: str, interpreter: str, text: str) -> DemoRun:
+        def start(name: str, interpreter: str, text: str, *form: str) -> DemoRun:
             if interpreter == SHELL:
                 text = f"REAL={shlex.quote(program(name)[-1])}\n{text}"
             write(name, interpreter, text)
             command = [str(bin_directory / "pyztun")]
-            return stack.enter_context(DemoRun(tmp, "--plain", command=command))
+            return stack.enter_context(DemoRun(tmp, "--plain", *form, command=command))
 
         yield start
 
@@ -133,7 +207,7 @@ def check_noticed(run: DemoRun, step: int, told: str) -> None:
     assert f"[{step}/{STEPS}]" in shown
     assert f"[{step + 1}/{STEPS}]" not in shown
     assert run.out[-1].endswith("not as told.")
-    assert run.seconds < 10
+    assert run.seconds < 20
     assert run.left_behind() == []
 
 
@@ -166,6 +240,30 @@ def test_ztunnel_that_reports_something_else(sabotage: Sabotage) -> None:
 def test_ztunnel_that_ends_with_an_error(sabotage: Sabotage) -> None:
     text = "from pyztun.ztunnel.main import main\nraise SystemExit(main() or 7)"
     check_noticed(sabotage("pyztun-ztunnel", PYTHON, text), 9, "ztunnel ends on SIGTERM")
+
+
+@pytest.mark.needs_named_netns
+@pytest.mark.parametrize("fault", ZDS_FAULTS)
+def test_fault_under_ztunnel_of_a_node(sabotage: Sabotage, faulty_libc: Path, fault: str) -> None:
+    environment = f"LD_PRELOAD={faulty_libc} SABOTAGE={shlex.quote(fault)}"
+    run = sabotage("pyztun-ztunnel", SHELL, f'exec env {environment} "$REAL" "$@"', "--zds")
+    check_noticed(run, *ZDS_FAULTS[fault])
+
+
+@pytest.mark.needs_named_netns
+@pytest.mark.parametrize("what", ZTUNNELS)
+def test_ztunnel_of_a_node(sabotage: Sabotage, what: str) -> None:
+    change, step, told = ZTUNNELS[what]
+    run = sabotage("pyztun-ztunnel", PYTHON, ZTUNNEL.format(change=change), "--zds")
+    check_noticed(run, step, told)
+
+
+@pytest.mark.needs_named_netns
+@pytest.mark.parametrize("what", AGENTS)
+def test_agent(sabotage: Sabotage, what: str) -> None:
+    change, step, told = AGENTS[what]
+    run = sabotage("pyztun-cni", PYTHON, CNI.format(change=change), "--zds")
+    check_noticed(run, step, told)
 
 
 @pytest.mark.parametrize("what", CNIS)

@@ -5,10 +5,12 @@ import re
 
 import pytest
 
-from pyztun.tools import drawings, script
+from pyztun.tools import drawings, seed_script, zds_script
 from support import REPOSITORY
 
-PLACES = [place for step in script.STEPS for place in step.places]
+SCRIPTS = (seed_script.SCRIPT, zds_script.SCRIPT)
+STEPS = [step for script in SCRIPTS for step in script.steps]
+PLACES = sorted({place for step in STEPS for place in step.places})
 BIG = 2**32
 
 
@@ -22,7 +24,7 @@ def functions_of(path: str) -> set[str]:
 
 
 def test_every_step_names_its_code() -> None:
-    assert all(step.places for step in script.STEPS)
+    assert all(step.places for step in STEPS)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -39,8 +41,10 @@ def test_place_that_is_gone_is_noticed() -> None:
     assert "Receiver" not in functions_of("pyztun/ztunnel/receiver.py")
 
 
-def test_document_that_it_recommends_exists() -> None:
-    for path in re.findall(r"docs/[\w.-]*\w", script.CLOSING):
+def test_documents_that_it_recommends_exist() -> None:
+    paths = [path for each in SCRIPTS for path in re.findall(r"docs/[\w.-]*\w", each.closing)]
+    assert len(paths) > 2
+    for path in paths:
         assert (REPOSITORY / path).is_file()
 
 
@@ -57,6 +61,7 @@ def test_drawings_with_large_numbers_fit() -> None:
             f"fd {10**5}",
             f"web, netns {cookie}",
         ),
+        *drawings.node(cookie, [("web", cookie), ("db", cookie), ("cache", cookie)]),
         *drawings.tied(f"home, netns {cookie}", f"web, netns {cookie}", rows),
         *drawings.table(("cookie of", "before", "during"), [("ztunnel", cookie, cookie)]),
     ]

@@ -1,4 +1,4 @@
-"""What the demo does in each step, and what it looks at. The words around it are in script.py."""
+"""What the demo of the seed form does and looks at; the words around it are in seed_script.py."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 from typing import TYPE_CHECKING
 
 from pyztun.tools import drawings, evidence, processes
-from pyztun.tools.checks import PORTS, Checks, listed
+from pyztun.tools.checks import CLOSED_PORT, PORTS, listed
+from pyztun.tools.seed_checks import SeedChecks
 
 if TYPE_CHECKING:
     from pyztun.tools.observations import Observations
-    from pyztun.tools.stage import Handoff, Pod, Stage
+    from pyztun.tools.seed_stage import Handoff, SeedStage
+    from pyztun.tools.stage import Pod
     from pyztun.tools.terminal import Terminal
 
-CLOSED_PORT = 15002
 
+class SeedStory:
+    """The steps, each a method; they build on each other in the order of the script."""
 
-class Story:
-    """The steps, each a method; they build on each other in the order of script.STEPS."""
-
-    def __init__(self, stage: Stage, terminal: Terminal, observations: Observations) -> None:
+    def __init__(self, stage: SeedStage, terminal: Terminal, observations: Observations) -> None:
         self._stage, self._terminal, self._observations = stage, terminal, observations
         self._check = observations.check
-        self._see = Checks(stage, observations)
+        self._see = SeedChecks(stage, observations)
         self._first_handoff: Handoff
 
     def two_pods(self) -> None:
@@ -103,7 +103,7 @@ class Story:
         inside = view.cookie == web.cookie
         self._check(f"the client, pid {view.pid}, is in web", inside, f"cookie {view.cookie}")
         for port in PORTS:
-            self._says_ok(view, port, web)
+            self._see.says_ok(view, port, web)
         said = view.answers[CLOSED_PORT]
         self._check(f"127.0.0.1:{CLOSED_PORT} in web, where none is", said == "refused", said)
 
@@ -111,7 +111,7 @@ class Story:
         db = self._stage.db
         self._see.answer(self._hand_over(db).done, db)
         self._see.listeners(db)
-        self._says_ok(evidence.look_inside(db.reference, PORTS[:1]), PORTS[0], db)
+        self._see.says_ok(evidence.look_inside(db.reference, PORTS[:1]), PORTS[0], db)
         self._see.list_names(self._stage.pods)
         self._see.no_netns_held()
         self._see.threads_at_home()
@@ -119,10 +119,7 @@ class Story:
     def release(self) -> None:
         web = self._stage.web
         self._release(web.reference, web)
-        view = evidence.look_inside(web.reference, PORTS)
-        self._see.no_listener(web, view)
-        refused = all(said == "refused" for said in view.answers.values())
-        self._check("a client in web gets", refused, listed(view.answers.values()))
+        self._see.nothing_is_left(web)
         self._see.list_names([self._stage.db])
 
     def netns_die(self) -> None:
@@ -142,7 +139,7 @@ class Story:
         ztunnel = self._stage.ztunnel
         status = ztunnel.stop()
         self._check("ztunnel ends on SIGTERM", status == 0, f"exit status {status}")
-        left = os.path.lexists(ztunnel.socket_path)
+        left = os.path.lexists(self._stage.socket_path)
         self._check("it removes its socket file", not left, "still there" if left else "")
 
     def _hand_over(self, pod: Pod) -> Handoff:
@@ -154,7 +151,3 @@ class Story:
         words = self._stage.cni_words("--release", reference)
         self._terminal.command(words)
         self._see.released(processes.run(words), pod)
-
-    def _says_ok(self, view: evidence.View, port: int, pod: Pod) -> None:
-        said = view.answers[port]
-        self._check(f"127.0.0.1:{port} in {pod.name} says", said == "ok\n", repr(said))
