@@ -27,6 +27,7 @@ SOURCES = [
     "csrc/visit.c",
     "csrc/zds.c",
     "csrc/zds_add.c",
+    "csrc/zds_known.c",
 ]
 HEADERS = [
     "csrc/closer.h",
@@ -34,6 +35,7 @@ HEADERS = [
     "csrc/pyztun.h",
     "csrc/request.h",
     "csrc/seats.h",
+    "csrc/zds_known.h",
 ]
 BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
 CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hidden"]

@@ -372,24 +372,26 @@ int pz_add_read(const uint8_t *message, size_t size, struct pz_add *add);
 
 /* What pz_zds_next() returns. */
 enum pz_zds_event {
-    PZ_ZDS_ADD = 1,     /* a plain Add, with the netns of a pod as its only descriptor */
+    PZ_ZDS_ADD = 1, /* a plain Add, with the netns of a pod as its only descriptor; unanswered */
     PZ_ZDS_MESSAGE = 2, /* any other message, to be read and answered by the caller */
     PZ_ZDS_CLOSED = 3,  /* the connection is over; request.lost says why, 0: the agent closed it */
     PZ_ZDS_WOKEN = 4,   /* the wake fd is readable */
-    PZ_ZDS_DUE = 5      /* timeout_ms have passed */
+    PZ_ZDS_DUE = 5,     /* timeout_ms have passed */
+    PZ_ZDS_TAKEN = 6    /* an Add as above: the listeners are there and the ACK is sent */
 };
 
 struct pz_zds_request {
     uint64_t inode;  /* of the netns that fd refers to */
-    uint64_t cookie; /* of it, 0 where the kernel cannot tell yet */
+    uint64_t cookie; /* of it, 0 where the kernel cannot tell yet; TAKEN: never 0, see below */
     int32_t fd;      /* the only descriptor, if it is a netns: owned by the caller; else -1 */
     int32_t
         not_netns;  /* the only descriptor was none: -errno of pz_netns_inspect(), it is closed */
     int32_t lost;   /* -EMFILE our fd table was full, -EMSGSIZE bytes were lost; CLOSED: why */
-    int32_t unsent; /* after pz_zds_take(): 0, or -errno with which the ACK did not go out */
+    int32_t failed; /* ADD: -errno of pz_listen(), if it was tried and failed just now, else 0 */
+    int32_t unsent; /* TAKEN: 0, or -errno with which the ACK did not go out */
     uint32_t nfds;  /* how many descriptors came; where it is not 1 all are closed */
     uint32_t size;  /* bytes of message */
-    struct pz_add add; /* PZ_ZDS_ADD */
+    struct pz_add add; /* ADD, TAKEN */
     uint8_t message[1024];
 };
 
@@ -399,25 +401,37 @@ struct pz_zds;
 struct pz_zds *pz_zds_new(int wake, int *error);
 
 /*
+ * From now on pz_zds_next() may take an Add: with pz_listen() and these arguments, all of them
+ * borrowed until Z is freed. -EINVAL N is not 1..PZ_MAX_LISTENERS.
+ */
+int pz_zds_serve(struct pz_zds *z, int home_fd, const struct pz_listener *wanted, size_t n,
+                 int *out_fds, struct pz_failure *failure);
+
+/*
+ * An Add of this netns or of this UID (SIZE bytes; 0: of the netns alone) is not taken, but the
+ * caller's to decide, until pz_zds_forget() has undone it: as often as it was said, with the same
+ * two. Others may then not be taken either, where their hashes are the same.
+ */
+void pz_zds_know(struct pz_zds *z, uint64_t inode, const uint8_t *uid, size_t size);
+void pz_zds_forget(struct pz_zds *z, uint64_t inode, const uint8_t *uid, size_t size);
+
+/*
  * Blocks until SOCK (a connected Unix seqpacket socket, borrowed) has a message, WAKE is readable
  * or timeout_ms have passed, and returns an enum pz_zds_event. WAKE goes first. With SOCK -1 it
  * waits for the other two.
+ *
+ * With has_room a plain Add is taken after pz_zds_serve(), if neither its netns nor its uid is
+ * known: the listeners are made as pz_listen() does, then the ACK is sent, without waiting. The
+ * event is PZ_ZDS_TAKEN, the caller owns out_fds, and the cookie is complete (the inode before
+ * Linux 5.14). Where pz_listen() fails nothing is sent and the event is PZ_ZDS_ADD.
  */
-int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, struct pz_zds_request *request);
-
-/*
- * Serves a PZ_ZDS_ADD in one call: makes the listeners as pz_listen() does, then sends the ACK,
- * without waiting: whoever has no room for two bytes reads no answers. Completes request->cookie
- * (the inode before Linux 5.14). Returns 0 with out_fds, or what pz_listen() returns, and then
- * nothing is sent.
- */
-int pz_zds_take(int sock, struct pz_zds_request *request, int home_fd,
-                const struct pz_listener *wanted, size_t n, int *out_fds,
-                struct pz_failure *failure);
+int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, int has_room,
+                struct pz_zds_request *request);
 
 /*
  * Ends a connection and takes ownership of its descriptor, which another thread closes: what its
- * peer sent and nobody read may hold up whoever closes it. What we sent can still be read there.
+ * peer sent and nobody read may hold up whoever closes it. What we sent can still be read there,
+ * behind one ECONNRESET where a packet without bytes kept us from reading the rest.
  */
 void pz_zds_hang_up(struct pz_zds *z, int sock);
 

@@ -5,8 +5,14 @@
  *
  * One thread sleeps in one poll() over the connection and a wake fd, and wakes with one message,
  * its descriptor already known to be a netns or not: no event loop between an Add and the switch to
- * the pod. What a message means is the caller's to know; this file reads an Add, since speed counts
- * there, and sends its ACK in the same call that makes the listeners.
+ * the pod. What a message means is the caller's to know, but for the one whose speed counts: a
+ * plain Add of a netns and a uid that are surely unknown (zds_known.h) can mean one thing alone.
+ * Its listeners are made and its ACK is sent before the call returns, so the caller's tables,
+ * objects and log follow the ACK. Where one of the two may be known, where the caller has no room
+ * and where the listeners cannot be made, nothing is sent and the caller decides.
+ *
+ * One message is handled in a call. So whatever the caller notes of an event, what it serves and
+ * how much room is left, is true again when the next Add is looked at.
  *
  * A seqpacket message arrives whole or, if it was longer than our buffer, cut, with MSG_TRUNC; a
  * wrong one never shifts the next. So every message gets exactly one answer, in its turn, whatever
@@ -19,6 +25,7 @@
  */
 #include "closer.h"
 #include "internal.h"
+#include "zds_known.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -29,6 +36,13 @@ struct pz_zds {
     struct pz_closer *closer;
     uint64_t nsfs_dev;
     int wake;
+    /* How an Add is taken: arguments of pz_listen(), all borrowed. */
+    int home_fd;
+    const struct pz_listener *wanted;
+    size_t n; /* 0: none is */
+    int *out_fds;
+    struct pz_failure *failure;
+    struct pz_known known;
 };
 
 static void discard(struct pz_zds *z, const int *fds, size_t n)
@@ -52,8 +66,31 @@ static void identify(struct pz_zds *z, int fd, struct pz_zds_request *request)
     request->cookie = netns.id;
 }
 
-/* Reads one message, if there is one. An event, or 0. */
-static int receive(struct pz_zds *z, int sock, struct pz_zds_request *request)
+static bool is_new(const struct pz_zds *z, const struct pz_zds_request *request)
+{
+    const uint8_t *uid = request->message + request->add.at[PZ_ADD_UID];
+
+    return pz_known_is_new(&z->known, request->inode, uid, request->add.size[PZ_ADD_UID]);
+}
+
+/* Listeners, then the ACK, which does not wait: whoever has no room for two bytes reads no answers.
+ * The cookie of an older kernel can come behind it. */
+static int take(struct pz_zds *z, int sock, struct pz_zds_request *request)
+{
+    static const uint8_t ACK[] = {0x0a, 0x00}; /* WorkloadResponse{ack: Ack{}} */
+
+    request->failed = pz_listen(request->fd, z->home_fd, z->wanted, z->n, z->out_fds, z->failure);
+    if (request->failed < 0)
+        return PZ_ZDS_ADD;
+    long sent = PZ_RETRY(send(sock, ACK, sizeof ACK, MSG_NOSIGNAL | MSG_DONTWAIT));
+    request->unsent = sent == -1 ? -errno : 0;
+    if (request->cookie == 0 && pz_socket_cookie(z->out_fds[0], &request->cookie) < 0)
+        request->cookie = request->inode;
+    return PZ_ZDS_TAKEN;
+}
+
+/* Reads one message, if there is one, and takes an Add if it may. An event, or 0. */
+static int receive(struct pz_zds *z, int sock, bool has_room, struct pz_zds_request *request)
 {
     int fds[PZ_KERNEL_MAX_FDS];
     size_t nfds = 0;
@@ -73,12 +110,13 @@ static int receive(struct pz_zds *z, int sock, struct pz_zds_request *request)
         identify(z, fds[0], request);
     else
         discard(z, fds, nfds);
-    if (request->fd >= 0 && pz_add_read(request->message, request->size, &request->add))
-        return PZ_ZDS_ADD;
-    return PZ_ZDS_MESSAGE;
+    if (request->fd < 0 || !pz_add_read(request->message, request->size, &request->add))
+        return PZ_ZDS_MESSAGE;
+    return has_room && is_new(z, request) ? take(z, sock, request) : PZ_ZDS_ADD;
 }
 
-int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, struct pz_zds_request *request)
+int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, int has_room,
+                struct pz_zds_request *request)
 {
     int64_t deadline = pz_deadline(timeout_ms);
     struct pollfd waited[2] = {{.fd = sock, .events = POLLIN}, {.fd = z->wake, .events = POLLIN}};
@@ -90,7 +128,7 @@ int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, struct pz_zds_reques
         if (ready > 0 && waited[1].revents != 0)
             return PZ_ZDS_WOKEN;
         if (ready > 0 && waited[0].revents != 0) {
-            int event = receive(z, sock, request);
+            int event = receive(z, sock, has_room && z->n > 0, request);
             if (event != 0)
                 return event;
         }
@@ -99,20 +137,27 @@ int pz_zds_next(struct pz_zds *z, int sock, int timeout_ms, struct pz_zds_reques
     }
 }
 
-int pz_zds_take(int sock, struct pz_zds_request *request, int home_fd,
-                const struct pz_listener *wanted, size_t n, int *out_fds,
-                struct pz_failure *failure)
+int pz_zds_serve(struct pz_zds *z, int home_fd, const struct pz_listener *wanted, size_t n,
+                 int *out_fds, struct pz_failure *failure)
 {
-    static const uint8_t ACK[] = {0x0a, 0x00}; /* WorkloadResponse{ack: Ack{}} */
-    int rc = pz_listen(request->fd, home_fd, wanted, n, out_fds, failure);
-
-    if (rc < 0)
-        return rc;
-    long sent = PZ_RETRY(send(sock, ACK, sizeof ACK, MSG_NOSIGNAL | MSG_DONTWAIT));
-    request->unsent = sent == -1 ? -errno : 0;
-    if (request->cookie == 0 && pz_socket_cookie(out_fds[0], &request->cookie) < 0)
-        request->cookie = request->inode;
+    if (n == 0 || n > PZ_MAX_LISTENERS)
+        return -EINVAL;
+    z->home_fd = home_fd;
+    z->wanted = wanted;
+    z->n = n;
+    z->out_fds = out_fds;
+    z->failure = failure;
     return 0;
+}
+
+void pz_zds_know(struct pz_zds *z, uint64_t inode, const uint8_t *uid, size_t size)
+{
+    pz_known_add(&z->known, inode, uid, size);
+}
+
+void pz_zds_forget(struct pz_zds *z, uint64_t inode, const uint8_t *uid, size_t size)
+{
+    pz_known_remove(&z->known, inode, uid, size);
 }
 
 void pz_zds_hang_up(struct pz_zds *z, int sock)

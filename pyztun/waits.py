@@ -136,18 +136,21 @@ MESSAGE: int = lib.PZ_ZDS_MESSAGE
 CLOSED: int = lib.PZ_ZDS_CLOSED
 ZDS_WOKEN: int = lib.PZ_ZDS_WOKEN
 DUE: int = lib.PZ_ZDS_DUE
+TAKEN: int = lib.PZ_ZDS_TAKEN
 
 
 class Zds:
     """Ztunnel's end of ZDS: blocks in C until there is one message, or something else to do.
 
-    One thread owns it. ``request`` is the last event's struct pz_zds_request; its descriptor is the
-    caller's.
+    A plain Add of a netns and a uid that know() was not told of is served before next() returns.
+    One thread owns all of it. ``request`` is the last event's struct pz_zds_request; its descriptor
+    is the caller's.
 
     :param wake: an eventfd, borrowed; readable means ZDS_WOKEN.
     """
 
     def __init__(self, wake: int) -> None:
+        self._plan: ListenPlan | None = None
         error = ffi.new("int *")
         handle = lib.pz_zds_new(wake, error)
         check(error[0], "pthread_create", "the ZDS client")
@@ -156,32 +159,46 @@ class Zds:
         self._message = ffi.buffer(self.request.message)
         self._at, self._size = self.request.add.at, self.request.add.size
 
-    def next(self, sock: int, timeout: float | None) -> int:
+    def serve(self, plan: ListenPlan, home_fd: int) -> None:
+        """From now on next() takes an Add that it may take, with the listeners of this plan.
+
+        :param home_fd: netns of the thread that calls next(), proven, borrowed until close().
+        """
+        self._plan = plan  # its memory is C's until close()
+        plan.taker(lib.pz_zds_serve, self._handle, home_fd)()
+
+    def know(self, inode: int, uid: str = "") -> None:
+        """An Add of this netns or this uid is not taken, until forget() of the same two."""
+        name = uid.encode()
+        lib.pz_zds_know(self._handle, inode, name, len(name))
+
+    def forget(self, inode: int, uid: str = "") -> None:
+        """Undoes one know()."""
+        name = uid.encode()
+        lib.pz_zds_forget(self._handle, inode, name, len(name))
+
+    def next(self, sock: int, timeout: float | None, *, has_room: bool = False) -> int:
         """Blocks until the next event.
+
+        TAKEN: ``made()`` of the plan are the listeners, owned by the caller, and
+        ``request.unsent`` tells whether the ACK went out. ADD with ``request.failed``, an -errno:
+        the listeners could not be made, nothing was sent, and ``failed()`` of the plan says why.
 
         :param sock: a connected seqpacket socket, borrowed; -1 for none.
         :param timeout: seconds until DUE, None for never.
+        :param has_room: whether an Add may be taken.
         """
         ms = -1 if timeout is None else min(int(timeout * 1000 + 0.999), 0x7FFFFFFF)
-        return lib.pz_zds_next(self._handle, sock, ms, self.request)
+        return lib.pz_zds_next(self._handle, sock, ms, has_room, self.request)
 
     def message(self) -> bytes:
         """The bytes of the last message."""
         return self._message[: self.request.size]
 
     def text(self, which: int) -> str:
-        """A text of the last ADD: UID, NAME, NAMESPACE or SERVICE_ACCOUNT."""
+        """A text of the last ADD or TAKEN: UID, NAME, NAMESPACE or SERVICE_ACCOUNT."""
         at = self._at[which]
         return self._message[at : at + self._size[which]].decode("ascii")
-
-    def taker(self, plan: ListenPlan, sock: int, home_fd: int) -> Callable[[], int]:
-        """A call that serves ADD: listeners in the request's netns, and the ACK.
-
-        It returns 0, and then ``plan.made()`` are the listeners, owned by the caller, and
-        ``request.unsent`` tells whether the ACK went out; or -errno, and then nothing was sent and
-        ``plan.failed()`` says why.
-        """
-        return plan.taker(lib.pz_zds_take, sock, self.request, home_fd)
 
     def hang_up(self, sock: int) -> None:
         """Ends a connection, without blocking whatever is unread in it; takes ownership of it."""

@@ -52,8 +52,8 @@ STEPS = (
         sends the netns to ztunnel. The command ends when ztunnel has said that it listens.""",
         (
             "pyztun/cni/commands/add.py: _add()",
-            "pyztun/ztunnel/zds_receiver.py: _add()",
-            "csrc/zds.c: pz_zds_take()",
+            "pyztun/ztunnel/zds_receiver.py: _taken()",
+            "csrc/zds.c: take()",
         ),
         ZdsStory.pods_are_added,
         """The agent holds each netns, in order to send it again. ztunnel does not: its listeners

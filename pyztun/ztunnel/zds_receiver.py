@@ -4,9 +4,11 @@ Runs in the handoff thread, which owns everything here. What a message means is 
 protocol/zds_ztunnel.py; this file does it. Every message is answered exactly once and in its turn;
 every descriptor is closed in the turn that brought it, or kept with what is pending.
 
-From an Add to its ACK python runs cold, so the common case (a new workload in a netns that nobody
-has) is decided in `_add` by a few look-ups, and one native call listens and answers. All else goes
-the long way.
+From an Add to its ACK python would run cold, so the native wait takes the common case by itself, a
+new workload in a netns that nobody has: `_taken` is told when listeners and ACK are behind it. The
+wait knows the netns and the uid of all that is served, and of what is no workload, by hashes; a
+hash that is in use, by whomever, and all else goes the long way. So that it holds, `_hold` and
+`_stop` keep it in step with `states.Ztunnel`, whose NEW it decides.
 """
 
 from __future__ import annotations
@@ -26,8 +28,6 @@ from pyztun.protocol.seed import printable
 from pyztun.ztunnel.pending import NEVER, Pending, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyztun.service.log import Log
     from pyztun.ztunnel.agent_link import AgentLink
     from pyztun.ztunnel.inpod import InPod
@@ -56,25 +56,28 @@ class ZdsReceiver:
         max_workloads: int,
     ) -> None:
         self._wait, self._request = wait, wait.request
-        self._link, self._inpod, self._home_fd = link, inpod, home_fd
+        self._link, self._inpod = link, inpod
         self._workloads, self._served = workloads, workloads.by_inode
         self._log, self._not_workloads, self._room = log, not_workloads, max_workloads
         self._state = states.Ztunnel()
         self._infos: dict[str, zds.WorkloadInfo] = {}
         self._pending = Pending()
-        self._listen_and_ack: Callable[[], int] = _never
+        wait.serve(inpod.plan, home_fd)
+        for inode in not_workloads:
+            wait.know(inode)
         link.on_end = self._state.disconnected
 
     def run(self) -> None:
         """Blocks until the wake fd is readable."""
         serve = {
+            waits.TAKEN: self._taken,
             waits.ADD: self._add,
             waits.MESSAGE: self._message,
             waits.CLOSED: self._closed,
             waits.DUE: self._due,
         }
         self._due()
-        while (event := self._wait.next(self._link.sock, self._patience())) != waits.ZDS_WOKEN:
+        while (event := self._next()) != waits.ZDS_WOKEN:
             try:
                 serve[event]()
             finally:
@@ -82,6 +85,9 @@ class ZdsReceiver:
                     os.close(self._request.fd)
         self._link.hang_up("shutting down", "info")
         self._pending.keep_only(())
+
+    def _next(self) -> int:
+        return self._wait.next(self._link.sock, self._patience(), has_room=self._has_room())
 
     # ---- time --------------------------------------------------------------------------------
 
@@ -93,9 +99,6 @@ class ZdsReceiver:
         """Dials, if it is time, and tries what is pending and due."""
         if self._link.dial_at <= monotonic() and self._link.dial():
             self._state.connected()
-            self._listen_and_ack = self._wait.taker(
-                self._inpod.plan, self._link.sock, self._home_fd
-            )
         for waiting in self._pending.due():
             self._try_again(waiting)
 
@@ -105,22 +108,17 @@ class ZdsReceiver:
 
     # ---- messages ----------------------------------------------------------------------------
 
+    def _taken(self) -> None:
+        """A plain Add that C has served and acknowledged."""
+        uid = self._wait.text(waits.UID)
+        self._state.add(uid, self._request.inode)
+        self._serve(uid, self._info(), self._inpod.plan.made())
+        if self._request.unsent:
+            self._link.hang_up(os.strerror(-self._request.unsent))
+
     def _add(self) -> None:
         """A plain Add, decoded by C."""
-        inode, uid = self._request.inode, self._wait.text(waits.UID)
-        if (
-            self._state.relation(uid, inode) != states.NEW
-            or inode in self._not_workloads
-            or self._is_full(uid)
-        ):
-            self._take(uid, self._info())
-        elif (rc := self._listen_and_ack()) < 0:
-            self._take(uid, self._info(), failed=rc)
-        else:
-            self._state.add(uid, inode)
-            self._serve(uid, self._info(), self._inpod.plan.made())
-            if self._request.unsent:
-                self._link.hang_up(os.strerror(-self._request.unsent))
+        self._take(self._wait.text(waits.UID), self._info(), self._request.failed)
 
     def _info(self) -> zds.WorkloadInfo:
         text = self._wait.text
@@ -224,8 +222,10 @@ class ZdsReceiver:
 
     def _is_full(self, uid: str) -> bool:
         """Whether there is no room for one more; one that is served or pending has its own."""
-        known = uid in self._infos or uid in self._pending
-        return not known and len(self._served) + len(self._pending) >= self._room
+        return not (uid in self._infos or uid in self._pending or self._has_room())
+
+    def _has_room(self) -> bool:
+        return len(self._served) + len(self._pending) < self._room
 
     def _confirm(self, uid: str, info: zds.WorkloadInfo) -> None:
         """The workload is served there. Listeners that root in the pod destroyed are made again."""
@@ -290,7 +290,7 @@ class ZdsReceiver:
     # ---- what is served ----------------------------------------------------------------------
 
     def _serve(self, uid: str, info: zds.WorkloadInfo, listeners: list[int]) -> None:
-        """What follows the ACK of the short way."""
+        """What follows the ACK of an Add that C has taken."""
         request = self._request
         waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
         request.fd = -1
@@ -311,6 +311,7 @@ class ZdsReceiver:
             return str(error)  # closed listeners refuse, which is better than ones that hang
         self._stop(waiting.uid, "replaced")
         self._state.served(waiting.uid, waiting.inode)
+        self._wait.know(waiting.inode, waiting.uid)
         self._infos[waiting.uid] = waiting.info
         self._log.announce("listeners ready")
         self._log.event(
@@ -330,11 +331,8 @@ class ZdsReceiver:
             return
         held: Workload = self._served[inode]  # type: ignore[index]
         self._state.stopped(uid)
+        self._wait.forget(held.inode, uid)
         del self._infos[uid]
         self._workloads.drop(held)
         self._pending.try_soon(held.inode)
         self._log.event("info", "stopped", uid=printable(uid), netns=held.cookie, why=why)
-
-
-def _never() -> int:
-    raise AssertionError("no connection, so no Add")

@@ -3,8 +3,9 @@
  *
  * Theory of operation: the agent has sent its message before ztunnel's end waits, or is asked
  * behind it what it got. A failure of the receiving call is the end of the connection and is told
- * as such; one of the questions about the descriptor says that it is no netns; one of the ACK
- * leaves listeners behind, with request.unsent.
+ * as such; one of the questions about the descriptor says that it is no netns; one of the
+ * listeners leaves the Add to the caller, with request.failed; one of the ACK leaves listeners
+ * behind, with request.unsent.
  */
 #include "faults.h"
 
@@ -18,11 +19,10 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
-enum { PORT = 15008, LISTENERS = 2, SHORT_MS = 2 };
+enum { SHORT_MS = 2 };
 
 static struct line line;
 static int pod = -1;
-static int fds[LISTENERS];
 
 /* ---- the constructor ---- */
 
@@ -151,7 +151,7 @@ static void only_open(void)
 static int hear_nothing(struct pz_failure *failure)
 {
     int64_t began = clock_ms();
-    int event = pz_zds_next(line.zds, line.sock, SHORT_MS, &line.request);
+    int event = pz_zds_next(line.zds, line.sock, SHORT_MS, 1, &line.request);
 
     (void)failure;
     CHECK(clock_ms() - began >= SHORT_MS);
@@ -166,42 +166,60 @@ static void only_close(int result)
 
 /* ---- take ---- */
 
-static void bring_add(void)
+static void send_add_to_take(void)
 {
     send_add_of_pod();
-    CHECK_EQ(hear_agent(&line), PZ_ZDS_ADD);
+    serve_adds(&line, -1);
 }
 
-static void bring_add_of_old_kernel(void)
+/* The cookie is the second question of the descriptor. */
+static void send_add_on_old_kernel(void)
 {
-    bring_add();
-    line.request.cookie = 0;
+    send_add_to_take();
+    inject(CALL_IOCTL, 2, ENOTTY);
 }
+
+static int heard;
 
 static int take_add(struct pz_failure *failure)
 {
-    struct pz_listener wanted[LISTENERS] = {on_loopback(PORT), on_loopback(PORT + 1)};
+    const struct pz_zds_request *request = &line.request;
 
-    for (int i = 0; i < LISTENERS; i++)
-        fds[i] = 4711;
-    return pz_zds_take(line.sock, &line.request, -1, wanted, LISTENERS, fds, failure);
+    heard = hear_agent(&line);
+    if (request->failed != 0 && failure != NULL)
+        *failure = line.failure;
+    return request->failed != 0      ? request->failed
+           : request->not_netns != 0 ? request->not_netns
+                                     : request->lost;
+}
+
+/* Of the failures of one call, that of a cookie does not show and all others do: the request says
+ * which. */
+static int take_add_on_old_kernel(struct pz_failure *failure)
+{
+    bool said = take_add(failure) < 0;
+
+    return said == (heard != PZ_ZDS_TAKEN) ? 0 : -EPROTO;
 }
 
 /* The agent has an ACK exactly where there are listeners, or the request says why not. */
 static void expect_ack_with_listeners(int result)
 {
-    if (result >= 0) {
-        CHECK(line.request.cookie != 0);
-        if (line.request.unsent == 0)
-            expect_ack(&line);
-        for (int i = 0; i < LISTENERS; i++)
-            CHECK_EQ(netns_of_socket(fds[i]), netns_of(pod));
-        pz_close_all(fds, LISTENERS);
-    }
-    for (int i = 0; i < LISTENERS && result < 0; i++)
-        CHECK_EQ(fds[i], -1);
+    const struct pz_zds_request *request = &line.request;
+
+    inject_nothing();
+    CHECK(heard != PZ_ZDS_TAKEN || result == 0);
+    if (heard == PZ_ZDS_TAKEN)
+        expect_taken(&line, heard, pod);
+    else if (heard == PZ_ZDS_ADD)
+        expect_add(&line, heard, pod);
+    CHECK_EQ(heard != PZ_ZDS_TAKEN,
+             request->failed < 0 || request->not_netns < 0 || request->lost < 0);
+    if (heard == PZ_ZDS_TAKEN && request->unsent == 0)
+        expect_ack(&line);
     expect_no_answer(&line);
-    pz_close_all((int[]){line.request.fd, pod}, 2);
+    close_brought(&line);
+    close(pod);
     close_line(&line);
 }
 
@@ -242,15 +260,18 @@ struct scenarios zds_scenarios(void)
          .tear_down = only_close,
          .resists = true},
         {.name = "ZDS take",
-         .set_up = bring_add,
-         .run = take_add,
-         .tear_down = expect_ack_with_listeners},
-        {.name = "ZDS take, old kernel",
-         .files = "netns zds",
-         .set_up = bring_add_of_old_kernel,
+         .set_up = send_add_to_take,
+         .files = "listen visit zds",
          .run = take_add,
          .tear_down = expect_ack_with_listeners,
-         .in_worker = true},
+         .opens = true},
+        {.name = "ZDS take, old kernel",
+         .files = "netns zds",
+         .set_up = send_add_on_old_kernel,
+         .run = take_add_on_old_kernel,
+         .tear_down = expect_ack_with_listeners,
+         .in_worker = true,
+         .resists = true},
     };
 
     return (struct scenarios){all, COUNT(all)};

@@ -4,6 +4,7 @@
 #include "support.h"
 
 #include "harness.h"
+#include "internal.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -68,7 +69,8 @@ int dial_tcp(int listener)
     int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &size), 0);
-    CHECK_EQ(connect(sock, (const struct sockaddr *)&address, size), 0);
+    /* Interrupted, it goes on; to call it again is to wait on. */
+    CHECK_EQ(PZ_RETRY(connect(sock, (const struct sockaddr *)&address, size)), 0);
     return sock;
 }
 

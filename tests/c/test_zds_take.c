@@ -1,9 +1,10 @@
 /*
- * test_zds_take.c: the listeners of an Add and its ACK, in one call.
+ * test_zds_take.c: an Add that is taken: its listeners and its ACK, before the caller knows of it.
  *
  * Theory of operation: real netns; where the listeners are is asked of the kernel, and the agent's
  * end of the pair has the ACK exactly when there are listeners. Older kernels, which tell no cookie
- * without a socket or none at all, are played by a failing ioctl() and getsockopt().
+ * without a socket or none at all, are played by a failing ioctl() and getsockopt(). Which Adds are
+ * known, by their own doing or by that of another one's hash, is in test_zds_known.c.
  */
 #include "internal.h"
 
@@ -14,61 +15,44 @@
 #include "support.h"
 
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
-
-enum { PORT = 15008, LISTENERS = 3 };
 
 /* The numbers of ioctl() in pz_netns_inspect(): the kind, then the cookie. */
 enum { ASK_COOKIE = 2 };
 
-static int take(struct line *line, int home, int *fds, struct pz_failure *failure)
+/* A connection whose Adds are taken. */
+static void open_taking(struct line *line)
 {
-    struct pz_listener wanted[LISTENERS];
-
-    for (int i = 0; i < LISTENERS; i++) {
-        wanted[i] = on_loopback((uint16_t)(PORT + i));
-        fds[i] = 4711;
-    }
-    return pz_zds_take(line->sock, &line->request, home, wanted, LISTENERS, fds, failure);
+    need_namespaces();
+    *line = open_line();
+    serve_adds(line, -1);
 }
 
-/* An Add of a fresh pod, which is returned, has arrived. */
-static int bring_add(struct line *line)
+static int send_add(struct line *line)
 {
     int pod = new_pod();
 
     tell_add(line, pod);
-    expect_add(line, hear_agent(line), pod);
     return pod;
 }
 
-static void expect_listeners(const int *fds, int pod)
-{
-    for (int i = 0; i < LISTENERS; i++) {
-        CHECK_EQ(netns_of_socket(fds[i]), netns_of(pod));
-        CHECK_EQ(port_of(fds[i]), PORT + i);
-        CHECK_EQ(pz_is_listening(fds[i]), 1);
-        CHECK(is_cloexec(fds[i]));
-    }
-}
-
 /* All that the test and its request hold. */
-static void close_taken(const struct line *line, const int *fds, int pod)
+static void close_all(struct line *line, int pod)
 {
-    pz_close_all(fds, LISTENERS);
-    pz_close_all((int[]){line->request.fd, pod}, 2);
+    close_brought(line);
+    close(pod);
 }
 
-static void take_and_verify(struct line *line, int home)
+static void take_and_verify(struct line *line)
 {
-    int fds[LISTENERS], pod = bring_add(line);
+    int pod = send_add(line);
 
-    CHECK_EQ(take(line, home, fds, NULL), 0);
+    expect_taken(line, hear_agent(line), pod);
     CHECK_EQ(line->request.unsent, 0);
     CHECK_EQ(line->request.cookie, cookie_of(pod));
     expect_ack(line);
-    expect_listeners(fds, pod);
-    close_taken(line, fds, pod);
+    close_all(line, pod);
 }
 
 static void take_at_home(void *line)
@@ -76,17 +60,19 @@ static void take_at_home(void *line)
     int home = pz_netns_home();
 
     CHECK_EQ(pz_netns_prove_home(home), 0);
-    take_and_verify(line, -1);
-    take_and_verify(line, home);
+    take_and_verify(line);
+    serve_adds(line, home);
+    take_and_verify(line);
     close(home);
 }
 
 static void listeners_and_ack_in_one_call(void)
 {
-    need_namespaces();
-    struct line line = open_line();
+    struct line line;
+
+    open_taking(&line);
     in_row("main");
-    take_and_verify(&line, -1);
+    take_and_verify(&line);
     in_row("worker");
     in_worker(take_at_home, &line);
     close_line(&line);
@@ -96,96 +82,155 @@ static void listeners_and_ack_in_one_call(void)
 
 static void an_older_kernel_tells_the_cookie_of_a_socket(void)
 {
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], pod = new_pod();
-    tell_add(&line, pod);
+    struct line line;
+
+    open_taking(&line);
+    int pod = send_add(&line);
     inject(CALL_IOCTL, ASK_COOKIE, ENOTTY);
-    expect_add(&line, hear_agent(&line), pod);
+    int event = hear_agent(&line);
     inject_nothing();
-    CHECK_EQ(line.request.cookie, 0);
-    CHECK_EQ(take(&line, -1, fds, NULL), 0);
+    expect_taken(&line, event, pod);
     CHECK_EQ(line.request.cookie, cookie_of(pod));
     expect_ack(&line);
-    close_taken(&line, fds, pod);
+    close_all(&line, pod);
     close_line(&line);
 }
 
 static void a_kernel_without_cookies_is_named_by_inode(void)
 {
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], pod = new_pod();
-    tell_add(&line, pod);
+    struct line line;
+
+    open_taking(&line);
+    int pod = send_add(&line);
     inject(CALL_IOCTL, ASK_COOKIE, ENOTTY);
-    expect_add(&line, hear_agent(&line), pod);
     inject(CALL_GETSOCKOPT, 1, ENOPROTOOPT);
-    CHECK_EQ(take(&line, -1, fds, NULL), 0);
+    int event = hear_agent(&line);
     inject_nothing();
+    expect_taken(&line, event, pod);
     CHECK_EQ(line.request.cookie, netns_of(pod));
     expect_ack(&line);
-    close_taken(&line, fds, pod);
+    close_all(&line, pod);
     close_line(&line);
 }
 
-/* ---- no listeners, no ACK ---- */
+/* ---- not taken ---- */
 
-static void expect_none(const struct line *line, const int *fds)
+static void expect_left(struct line *line, int pod, int failed)
 {
-    for (int i = 0; i < LISTENERS; i++)
-        CHECK_EQ(fds[i], -1);
+    expect_add(line, hear_agent(line), pod);
+    CHECK_EQ(line->request.failed, failed);
     expect_no_answer(line);
+    close(line->request.fd);
 }
 
-/* Nothing is sent then, so that the caller can say why; the netns stays his, to try again. */
-static void a_failed_take_leaves_the_answer_to_the_caller(void)
+/* Nothing is sent then, so that the caller can say why; the netns is his, to try again. */
+static void what_fails_is_left_to_the_caller(void)
 {
-    struct pz_failure failure = {0};
     struct pz_listener second = on_loopback(PORT + 1);
+    struct line line;
+    int taken;
 
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], taken, pod = bring_add(&line);
+    open_taking(&line);
+    int pod = send_add(&line);
     CHECK_EQ(pz_listen(pod, -1, &second, 1, &taken, NULL), 0);
-    CHECK_EQ(take(&line, -1, fds, &failure), -EADDRINUSE);
-    CHECK_EQ(failure.step, PZ_STEP_BIND);
-    CHECK_EQ(failure.index, 1);
-    expect_none(&line, fds);
+    expect_left(&line, pod, -EADDRINUSE);
+    CHECK_EQ(line.failure.step, PZ_STEP_BIND);
+    CHECK_EQ(line.failure.index, 1);
     close(taken);
-    CHECK_EQ(take(&line, -1, fds, &failure), 0);
+    tell_add(&line, pod);
+    expect_taken(&line, hear_agent(&line), pod);
     expect_ack(&line);
-    expect_listeners(fds, pod);
-    close_taken(&line, fds, pod);
+    close_all(&line, pod);
     close_line(&line);
 }
 
-static void a_take_of_no_netns(void)
+static void without_room(void)
 {
-    struct pz_failure failure = {0};
+    struct line line;
 
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], file = open_file();
-    tell_add(&line, file);
-    CHECK_EQ(hear_agent(&line), PZ_ZDS_MESSAGE);
-    CHECK_EQ(take(&line, -1, fds, &failure), -EBADF);
-    CHECK_EQ(failure.step, PZ_STEP_SETNS);
-    expect_none(&line, fds);
-    close(file);
-    close_line(&line);
-}
-
-static void a_take_of_no_listeners(void)
-{
-    struct pz_failure failure = {0};
-
-    need_namespaces();
-    struct line line = open_line();
-    int fd = -1, pod = bring_add(&line);
-    CHECK_EQ(pz_zds_take(line.sock, &line.request, -1, NULL, 0, &fd, &failure), -EINVAL);
-    CHECK_EQ(failure.step, PZ_STEP_ARGUMENT);
+    open_taking(&line);
+    int pod = send_add(&line);
+    CHECK_EQ(pz_zds_next(line.zds, line.sock, -1, 0, &line.request), PZ_ZDS_ADD);
+    CHECK_EQ(line.request.failed, 0);
     expect_no_answer(&line);
-    pz_close_all((int[]){line.request.fd, pod}, 2);
+    close_all(&line, pod);
+    close_line(&line);
+}
+
+static void without_listeners(void)
+{
+    static const struct pz_listener many[PZ_MAX_LISTENERS + 1];
+    struct line line;
+    int fds[PZ_MAX_LISTENERS + 1];
+
+    need_namespaces();
+    line = open_line();
+    CHECK_EQ(pz_zds_serve(line.zds, -1, many, 0, fds, NULL), -EINVAL);
+    CHECK_EQ(pz_zds_serve(line.zds, -1, many, PZ_MAX_LISTENERS + 1, fds, NULL), -EINVAL);
+    int pod = send_add(&line);
+    expect_left(&line, pod, 0);
+    close(pod);
+    close_line(&line);
+}
+
+/* Whatever is no plain Add with a netns. */
+static void what_is_no_add(void)
+{
+    struct line line;
+
+    open_taking(&line);
+    int pod = new_pod(), file = open_file();
+    tell(&line, DEL, DEL_SIZE, NULL, 0);
+    tell(&line, ADD, ADD_SIZE, NULL, 0);
+    tell(&line, ADD, ADD_SIZE, (int[]){pod, pod}, 2);
+    tell(&line, ACCENT, ACCENT_SIZE, &pod, 1);
+    tell(&line, DEL, DEL_SIZE, &pod, 1);
+    tell_add(&line, file);
+    for (int i = 0; i < 6; i++) {
+        in_row("%d", i);
+        CHECK_EQ(hear_agent(&line), PZ_ZDS_MESSAGE);
+        CHECK_EQ(line.request.failed, 0);
+        close_brought(&line);
+    }
+    expect_no_answer(&line);
+    pz_close_all((int[]){pod, file}, 2);
+    close_line(&line);
+}
+
+/* ---- one at a time, and the wake before it ---- */
+
+static void each_call_takes_one(void)
+{
+    struct line line;
+
+    open_taking(&line);
+    int first = new_pod(), second = new_pod();
+    tell_add_of(&line, 'a', first);
+    tell_add_of(&line, 'b', second);
+    expect_taken(&line, hear_agent(&line), first);
+    expect_ack(&line);
+    close_all(&line, first);
+    expect_taken(&line, hear_agent(&line), second);
+    expect_ack(&line);
+    close_all(&line, second);
+    close_line(&line);
+}
+
+static void nothing_is_taken_before_the_wake(void)
+{
+    struct line line;
+    uint64_t value;
+
+    open_taking(&line);
+    int pod = send_add(&line);
+    CHECK_EQ(eventfd_write(line.wake, 1), 0);
+    CHECK_EQ(hear_agent(&line), PZ_ZDS_WOKEN);
+    CHECK_EQ(line.request.fd, -1);
+    expect_no_answer(&line);
+    CHECK_EQ(eventfd_read(line.wake, &value), 0);
+    expect_taken(&line, hear_agent(&line), pod);
+    expect_ack(&line);
+    close_all(&line, pod);
     close_line(&line);
 }
 
@@ -193,15 +238,15 @@ static void a_take_of_no_listeners(void)
 
 static void an_agent_that_has_gone(void)
 {
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], pod = bring_add(&line);
+    struct line line;
+
+    open_taking(&line);
+    int pod = send_add(&line);
     close(line.agent);
-    CHECK_EQ(take(&line, -1, fds, NULL), 0);
+    expect_taken(&line, hear_agent(&line), pod);
     CHECK_EQ(line.request.unsent, -EPIPE);
     CHECK_EQ(line.request.cookie, cookie_of(pod));
-    expect_listeners(fds, pod);
-    close_taken(&line, fds, pod);
+    close_all(&line, pod);
     line.agent = open_file();
     close_line(&line);
 }
@@ -209,36 +254,39 @@ static void an_agent_that_has_gone(void)
 /* So many answers unread that there is no room for two bytes. */
 static void an_agent_that_reads_nothing(void)
 {
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], unread = 0, pod = bring_add(&line);
+    struct line line;
+    int unread = 0;
     char got[8];
+
+    open_taking(&line);
+    int pod = send_add(&line);
     while (send(line.sock, ACK, ACK_SIZE, MSG_DONTWAIT) == ACK_SIZE)
         unread++;
     CHECK_EQ(errno, EAGAIN);
-    CHECK_EQ(take(&line, -1, fds, NULL), 0);
+    expect_taken(&line, hear_agent(&line), pod);
     CHECK_EQ(line.request.unsent, -EAGAIN);
-    expect_listeners(fds, pod);
     while (unread-- > 0)
         CHECK_EQ(recv(line.agent, got, sizeof got, MSG_DONTWAIT), ACK_SIZE);
     expect_no_answer(&line);
-    close_taken(&line, fds, pod);
-    take_and_verify(&line, -1); /* whoever reads again is told again */
+    close_all(&line, pod);
+    take_and_verify(&line); /* whoever reads again is told again */
     close_line(&line);
 }
 
 static void a_signal_before_the_ack(void)
 {
-    need_namespaces();
-    struct line line = open_line();
-    int fds[LISTENERS], pod = bring_add(&line);
+    struct line line;
+
+    open_taking(&line);
+    int pod = send_add(&line);
     inject(CALL_SEND, 1, EINTR);
-    CHECK_EQ(take(&line, -1, fds, NULL), 0);
+    int event = hear_agent(&line);
     CHECK_EQ(calls_of(CALL_SEND), 2);
     inject_nothing();
+    expect_taken(&line, event, pod);
     CHECK_EQ(line.request.unsent, 0);
     expect_ack(&line);
-    close_taken(&line, fds, pod);
+    close_all(&line, pod);
     close_line(&line);
 }
 
@@ -248,9 +296,12 @@ int main(void)
         TEST(listeners_and_ack_in_one_call),
         TEST(an_older_kernel_tells_the_cookie_of_a_socket),
         TEST(a_kernel_without_cookies_is_named_by_inode),
-        TEST(a_failed_take_leaves_the_answer_to_the_caller),
-        TEST(a_take_of_no_netns),
-        TEST(a_take_of_no_listeners),
+        TEST(what_fails_is_left_to_the_caller),
+        TEST(without_room),
+        TEST(without_listeners),
+        TEST(what_is_no_add),
+        TEST(each_call_takes_one),
+        TEST(nothing_is_taken_before_the_wake),
         TEST(an_agent_that_has_gone),
         TEST(an_agent_that_reads_nothing),
         TEST(a_signal_before_the_ack),

@@ -26,6 +26,7 @@ static void expect_nothing(const struct pz_zds_request *request)
     CHECK_EQ(request->fd, -1);
     CHECK_EQ(request->not_netns, 0);
     CHECK_EQ(request->lost, 0);
+    CHECK_EQ(request->failed, 0);
     CHECK_EQ(request->unsent, 0);
     CHECK_EQ(request->nfds, 0);
     CHECK_EQ(request->size, 0);
@@ -116,6 +117,15 @@ static void what_is_no_connection(void)
     close_line(&line);
 }
 
+/* Behind a packet without bytes something stays unread, for which the kernel may report an error
+ * first (net/unix/af_unix.c); it goes by. */
+static ssize_t hear_behind_reset(const struct line *line, char *got, size_t size)
+{
+    ssize_t heard = recv(line->agent, got, size, 0);
+
+    return heard == -1 && errno == ECONNRESET ? recv(line->agent, got, size, 0) : heard;
+}
+
 /* Whatever is unread ends, here in a thread of its own, and the agent learns of the end. */
 static void hanging_up_ends_what_was_not_read(void)
 {
@@ -130,8 +140,8 @@ static void hanging_up_ends_what_was_not_read(void)
     close(ends[1]);
     CHECK_EQ(send(line.sock, ACK, ACK_SIZE, 0), ACK_SIZE);
     pz_zds_hang_up(line.zds, line.sock);
-    CHECK_EQ(recv(line.agent, got, sizeof got, 0), ACK_SIZE);
-    CHECK_EQ(recv(line.agent, got, sizeof got, 0), 0);
+    CHECK_EQ(hear_behind_reset(&line, got, sizeof got), ACK_SIZE);
+    CHECK_EQ(hear_behind_reset(&line, got, sizeof got), 0);
     CHECK(ends_soon(ends[0]));
     close(ends[0]);
     line.sock = open_file();
@@ -186,7 +196,7 @@ static void a_wait_for_ever_ends_by_another_thread(void)
         in_row("way %zu", i);
         CHECK_EQ(pthread_create(&other, NULL, rows[i].act, &line), 0);
         int sock = rows[i].without_connection ? -1 : line.sock;
-        CHECK_EQ(pz_zds_next(line.zds, sock, -1, &line.request), rows[i].event);
+        CHECK_EQ(pz_zds_next(line.zds, sock, -1, 1, &line.request), rows[i].event);
         CHECK_EQ(pthread_join(other, NULL), 0);
         close_line(&line);
     }
@@ -206,7 +216,7 @@ static void wait_in_vain(struct line *line, int sock, int ms)
 {
     int64_t began = clock_ns();
 
-    CHECK_EQ(pz_zds_next(line->zds, sock, ms, &line->request), PZ_ZDS_DUE);
+    CHECK_EQ(pz_zds_next(line->zds, sock, ms, 1, &line->request), PZ_ZDS_DUE);
     CHECK(clock_ns() - began >= (int64_t)ms * 1000000);
     expect_nothing(&line->request);
 }
@@ -236,10 +246,10 @@ static void without_time_it_looks_all_the_same(void)
     int netns = open_netns();
 
     tell_add(&line, netns);
-    expect_add(&line, pz_zds_next(line.zds, line.sock, 0, &line.request), netns);
+    expect_add(&line, pz_zds_next(line.zds, line.sock, 0, 1, &line.request), netns);
     close(line.request.fd);
     CHECK_EQ(eventfd_write(line.wake, 1), 0);
-    CHECK_EQ(pz_zds_next(line.zds, -1, 0, &line.request), PZ_ZDS_WOKEN);
+    CHECK_EQ(pz_zds_next(line.zds, -1, 0, 1, &line.request), PZ_ZDS_WOKEN);
     expect_nothing(&line.request);
     close(netns);
     close_line(&line);

@@ -5,8 +5,9 @@
  *
  * The input is a program for the agent: packets of any bytes, Adds with a few bytes wrong, packets
  * without bytes and too long ones, each with up to three descriptors, reading, closing; and for us:
- * waiting, waking, serving an Add or not. What was sent is remembered, and each event must be the
- * next of it, whole or cut. The agent has exactly one ACK for each Add that was served.
+ * waiting with room or without, waking, knowing and forgetting uids of Adds. What was sent is
+ * remembered, and each event must be the next of it, whole or cut. The agent has exactly one ACK
+ * for each Add that was taken, and none of a uid that we know or without room is.
  *
  * In a second mode the bytes go to the reader of an Add alone, from memory of exactly their size.
  * What it takes must be what it would be if we wrote the texts that it found.
@@ -20,7 +21,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
-enum { QUEUED = 64, LONGEST = PZ_ZDS_MAX_MESSAGE + 64, ACK_SIZE = 2 };
+enum { QUEUED = 64, LONGEST = PZ_ZDS_MAX_MESSAGE + 64, ACK_SIZE = 2, UIDS = 201 };
 
 struct packet {
     uint8_t bytes[LONGEST];
@@ -33,6 +34,12 @@ struct talk {
     bool woken, agent_gone, over;
     size_t first, count; /* of the packets under way */
     size_t acks;         /* that the agent has not read */
+    int fd;              /* the listener of an Add that was taken */
+    /* By length: how often each uid of x's is known, and more often than a cell counts: for ever.
+     */
+    unsigned known[UIDS];
+    bool for_ever[UIDS];
+    bool knew; /* anybody */
 };
 
 static struct packet under_way[QUEUED];
@@ -187,36 +194,56 @@ static void verify_end(struct talk *talk, const struct pz_zds_request *request)
     talk->over = true;
 }
 
-static void serve(struct talk *talk, struct pz_zds_request *request)
+/* Whether the Add has a uid that we know, of those that are counted. */
+static bool is_known(const struct talk *talk, const struct pz_zds_request *request)
 {
-    static const struct pz_listener anywhere = {
-        .address = {127, 0, 0, 1}, .backlog = 1, .family = 4};
-    int fd = 4711, rc = pz_zds_take(talk->sock, request, -1, &anywhere, 1, &fd, NULL);
+    size_t size = request->add.size[PZ_ADD_UID];
+    const uint8_t *uid = request->message + request->add.at[PZ_ADD_UID];
 
-    MUST(rc == 0 ? fd >= 0 && request->cookie != 0 : fd == -1);
-    if (rc < 0)
-        return; /* without CAP_SYS_ADMIN */
+    for (size_t i = 0; i < size; i++)
+        if (uid[i] != 'x')
+            return false;
+    return size < UIDS && (talk->known[size] > 0 || talk->for_ever[size]);
+}
+
+/* A taken one has a listener and its ACK, any other one neither. Without CAP_SYS_ADMIN all fail. */
+static void verify_taken(struct talk *talk, const struct pz_zds_request *request, bool taken)
+{
+    if (!taken) {
+        MUST(talk->fd == (request->failed < 0 ? -1 : 4711) && request->unsent == 0);
+        return;
+    }
+    MUST(talk->fd >= 0 && request->cookie != 0 && request->failed == 0);
     MUST(request->unsent == (talk->agent_gone ? -EPIPE : 0));
     talk->acks += request->unsent == 0;
-    close(fd);
+    close(talk->fd);
+}
+
+static void verify_any_add(struct talk *talk, const struct pz_zds_request *request, int event,
+                           bool has_room)
+{
+    bool tried = event == PZ_ZDS_TAKEN || request->failed < 0;
+
+    MUST(request->fd >= 0);
+    verify_add(request->message, request->size, &request->add);
+    MUST(!tried || (has_room && !is_known(talk, request)));
+    MUST(tried || !has_room || talk->knew);
+    verify_taken(talk, request, event == PZ_ZDS_TAKEN);
+    verify_message(talk, request);
 }
 
 /* One event. Whether there may be more. */
-static bool wait_once(struct talk *talk, bool serves)
+static bool wait_once(struct talk *talk, bool has_room)
 {
     struct pz_zds_request request;
-    int event = pz_zds_next(talk->zds, talk->sock, 0, &request);
 
+    talk->fd = 4711;
+    int event = pz_zds_next(talk->zds, talk->sock, 0, has_room, &request);
     MUST((event == PZ_ZDS_WOKEN) == talk->woken);
     verify_fd(&request);
     switch (event) {
     case PZ_ZDS_ADD:
-        verify_add(request.message, request.size, &request.add);
-        MUST(request.fd >= 0);
-        verify_message(talk, &request);
-        if (serves)
-            serve(talk, &request);
-        break;
+    case PZ_ZDS_TAKEN: verify_any_add(talk, &request, event, has_room); break;
     case PZ_ZDS_MESSAGE: verify_message(talk, &request); break;
     case PZ_ZDS_CLOSED: verify_end(talk, &request); break;
     default:
@@ -237,6 +264,26 @@ static void wake_or_not(struct talk *talk)
     talk->woken = !talk->woken;
 }
 
+/* A uid as write_add() has them. Some stay for ever. */
+static void know_or_forget(struct talk *talk, struct input *input, bool knows)
+{
+    uint8_t text[UIDS];
+    size_t size = 1 + take_byte(input) % 200u;
+    unsigned times = take_byte(input) % 8 == 0 ? UINT8_MAX : 1;
+
+    memset(text, 'x', sizeof text);
+    talk->knew = true;
+    if (!knows && talk->known[size] > 0) {
+        pz_zds_forget(talk->zds, 1, text, size);
+        talk->known[size]--;
+        return;
+    }
+    for (unsigned i = 0; i < times; i++)
+        pz_zds_know(talk->zds, 1, text, size);
+    talk->known[size] += times;
+    talk->for_ever[size] |= talk->known[size] >= UINT8_MAX;
+}
+
 static void act(struct talk *talk, struct input *input)
 {
     uint8_t choice = take_byte(input);
@@ -251,12 +298,15 @@ static void act(struct talk *talk, struct input *input)
         else
             wake_or_not(talk);
         break;
+    case 4: know_or_forget(talk, input, choice / 8 % 2 == 0); break;
     default: send_one(talk, input, choice);
     }
 }
 
 void drive_zds(struct input *input)
 {
+    static const struct pz_listener anywhere = {
+        .address = {127, 0, 0, 1}, .backlog = 1, .family = 4};
     int ends[2], error = 99;
     struct talk talk = {.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
 
@@ -265,6 +315,7 @@ void drive_zds(struct input *input)
     talk.agent = ends[1];
     talk.zds = pz_zds_new(talk.wake, &error);
     MUST(talk.zds != NULL && error == 0);
+    MUST(pz_zds_serve(talk.zds, -1, &anywhere, 1, &talk.fd, NULL) == 0);
     while (input->at < input->end && !talk.over)
         act(&talk, input);
     if (talk.woken)

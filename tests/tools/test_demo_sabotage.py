@@ -143,7 +143,7 @@ raise SystemExit(main())
 """
 ENDS_WITH_THE_AGENT = "ZdsReceiver._closed = lambda self: os._exit(3)"
 STARTS_ANEW = "native.is_listening = lambda fd: False"
-IGNORES_ADDS = "ZdsReceiver._add = ZdsReceiver._agree"
+IGNORES_ADDS = "ZdsReceiver._has_room = lambda self: False; ZdsReceiver._add = ZdsReceiver._agree"
 DIES_AT_A_DEL = "ZdsReceiver._delete = lambda self, uid: os._exit(3)"
 ENDS_WITH_AN_ERROR = "main = lambda ended=main: ended() or 7"
 ZTUNNELS = {

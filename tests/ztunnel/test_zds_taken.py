@@ -1,0 +1,263 @@
+"""Which Adds the native wait takes by itself, and that it knows of all that is served.
+
+The receiver runs in a thread here, over a wait that writes down what it is told and what comes of
+it: outside, an Add that was taken and one that went the long way look alike. That is also what a
+false hit must come to, another uid's hash in the way of a new workload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from pyztun import NetNs, waits
+from pyztun.service.log import Log
+from pyztun.ztunnel.agent_link import AgentLink
+from pyztun.ztunnel.inpod import InPod
+from pyztun.ztunnel.settings import InPodSettings
+from pyztun.ztunnel.workloads import Workloads
+from pyztun.ztunnel.zds_receiver import ZdsReceiver
+from support import zt_zds
+from support.pods import Pod
+from support.zt_zds import Agent, blocker, ports, until
+
+MakePod = Callable[[], Pod]
+
+CELL_BITS = 16
+ROOM = 4
+
+
+def cell(uid: str) -> int:
+    """Where csrc/zds_known.c counts a uid: FNV-1a, then the upper bits of a product."""
+    number = 0xCBF29CE484222325
+    for byte in uid.encode():
+        number = (number ^ byte) * 0x100000001B3 % 2**64
+    return number * 0x9E3779B97F4A7C15 % 2**64 >> 64 - CELL_BITS
+
+
+def twin(uid: str) -> str:
+    """Another uid in the same cell."""
+    return next(other for other in map(str, count()) if cell(other) == cell(uid) and other != uid)
+
+
+class Watched(waits.Zds):
+    """Writes down what is known, and what came of each Add."""
+
+    def __init__(self, wake: int) -> None:
+        super().__init__(wake)
+        self.known: Counter[tuple[int, str]] = Counter()
+        self.adds: list[int] = []
+
+    def know(self, inode: int, uid: str = "") -> None:
+        super().know(inode, uid)
+        self.known[inode, uid] += 1
+
+    def forget(self, inode: int, uid: str = "") -> None:
+        super().forget(inode, uid)
+        self.known[inode, uid] -= 1
+
+    def next(self, sock: int, timeout: float | None, *, has_room: bool = False) -> int:
+        event = super().next(sock, timeout, has_room=has_room)
+        if event in (waits.ADD, waits.TAKEN):
+            self.adds.append(event)
+        return event
+
+
+class Receiver:
+    """A receiver that has dialled an agent and had an empty snapshot; it ends with the block."""
+
+    def __init__(self, path: str, no_workload: Pod | None = None) -> None:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            self._open(path, no_workload)
+            self._until_close = self._stack.pop_all()
+
+    def _open(self, path: str, no_workload: Pod | None) -> None:
+        self._agent = self._stack.enter_context(Agent(path))
+        wake = self._eventfd()
+        self._wait = Watched(wake)
+        self._stack.callback(self._wait.close)
+        responder = waits.Responder(self._eventfd(), max_connections=4, deadline=1)
+        self._stack.callback(responder.close)
+        self._workloads = Workloads(responder)
+        self._stack.callback(self._workloads.drop_all)
+        self._log = Log("test", "human")
+        self._stack.callback(self._log.close)
+        self._no_workload = {} if no_workload is None else {no_workload.inode: "home netns"}
+        self._path = path
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(os.eventfd_write, wake, 1)
+        self.link = self._agent.accept()
+        assert self.link.snapshot_sent() == ""
+
+    def _eventfd(self) -> int:
+        made = os.eventfd(0)
+        self._stack.callback(os.close, made)
+        return made
+
+    def _run(self) -> None:
+        with NetNs.current() as home:
+            ZdsReceiver(
+                self._wait,
+                AgentLink(self._path, {os.getuid()}, self._log, self._wait.hang_up),
+                InPod(InPodSettings(), home.fileno(), self._log),
+                self._workloads,
+                self._log,
+                home_fd=home.fileno(),
+                not_workloads=self._no_workload,
+                max_workloads=ROOM,
+            ).run()
+
+    def settle(self) -> None:
+        """What follows an ACK has happened when the next message is answered."""
+        assert self.link.delete("nobody") == ""
+
+    def outcome(self, uid: str, netns: Pod) -> tuple[int, str]:
+        """ADD or TAKEN, and the answer: "" is an ACK."""
+        answer = self.link.add(uid, netns)
+        self.settle()
+        return self._wait.adds[-1], answer
+
+    def takes(self, uid: str, netns: Pod) -> bool:
+        """Asks for a workload, which is then served; whether it was taken."""
+        event, answer = self.outcome(uid, netns)
+        assert answer == ""
+        assert ports(netns) == zt_zds.PORTS
+        return event == waits.TAKEN
+
+    def knows(self, *workloads: tuple[str, Pod]) -> bool:
+        """Whether these are known, and what is no workload, and nobody else."""
+        self.settle()
+        served = Counter((pod.inode, uid) for uid, pod in workloads)
+        never = Counter((inode, "") for inode in self._no_workload)
+        return +self._wait.known == served + never and not -self._wait.known
+
+    def reconnect(self) -> None:
+        self.link.close()
+        self.link = self._agent.accept()
+
+    def close(self) -> None:
+        self._until_close.close()
+
+
+@pytest.fixture
+def receiver(sock_path: str) -> Iterator[Receiver]:
+    with contextlib.closing(Receiver(sock_path)) as receiver:
+        yield receiver
+
+
+def test_a_new_workload_is_taken_and_known(receiver: Receiver, make_pod: MakePod) -> None:
+    one, two = make_pod(), make_pod()
+    assert receiver.takes("u", one)
+    assert receiver.knows(("u", one))
+    assert receiver.takes("v", two)
+    assert receiver.knows(("u", one), ("v", two))
+    assert receiver.link.delete("u") == ""
+    assert receiver.knows(("v", two))
+    assert receiver.takes("u", one), "known no more"
+
+
+def test_what_is_served_is_not_taken(receiver: Receiver, make_pod: MakePod) -> None:
+    """Neither its netns nor its uid, in whatever combination; each goes the long way, rightly."""
+    one, two = make_pod(), make_pod()
+    assert receiver.takes("u", one)
+    assert not receiver.takes("u", one), "again"
+    assert receiver.knows(("u", one))
+    event, answer = receiver.outcome("v", one)
+    assert event == waits.ADD
+    assert "uid u" in answer
+    assert not receiver.takes("u", two), "a replacement"
+    assert ports(one) == zt_zds.PORTS, "v was pending and is served now"
+    assert receiver.knows(("u", two), ("v", one))
+
+
+def test_a_false_hit_goes_the_long_way(receiver: Receiver, make_pod: MakePod) -> None:
+    """Whoever has the hash of one that is served is new all the same."""
+    one, two, three = make_pod(), make_pod(), make_pod()
+    other = twin("u")
+    assert receiver.takes("u", one)
+    assert not receiver.takes(other, two)
+    assert receiver.knows(("u", one), (other, two))
+    assert receiver.takes("v", three), "a third one is none of theirs"
+    assert receiver.link.delete("u") == ""
+    assert receiver.knows((other, two), ("v", three))
+    assert ports(one) == set()
+    assert ports(two) == zt_zds.PORTS
+    assert not receiver.takes("u", one), "now it is the other one's hash"
+    assert receiver.link.delete(other) == ""
+    assert receiver.link.delete("u") == ""
+    assert receiver.takes(other, two), "alone"
+
+
+def test_a_false_hit_that_fails_is_pending(receiver: Receiver, make_pod: MakePod) -> None:
+    one, two = make_pod(), make_pod()
+    other = twin("u")
+    assert receiver.takes("u", one)
+    with blocker(two):
+        event, answer = receiver.outcome(other, two)
+        assert event == waits.ADD
+        assert "15008" in answer
+        assert receiver.knows(("u", one))
+    until(lambda: receiver.knows(("u", one), (other, two)), "healed")
+    assert ports(two) == zt_zds.PORTS
+
+
+def test_what_fails_natively_is_pending(receiver: Receiver, make_pod: MakePod) -> None:
+    pod = make_pod()
+    with blocker(pod):
+        event, answer = receiver.outcome("u", pod)
+        assert event == waits.ADD
+        assert "[::]:15008" in answer
+        assert "pending" in answer
+        assert receiver.knows()
+    until(lambda: receiver.knows(("u", pod)), "healed")
+
+
+def test_a_snapshot_names_what_is_taken(receiver: Receiver, make_pod: MakePod) -> None:
+    kept, gone, new = make_pod(), make_pod(), make_pod()
+    assert receiver.takes("kept", kept)
+    assert receiver.takes("gone", gone)
+    receiver.reconnect()
+    assert receiver.takes("new", new)
+    assert not receiver.takes("kept", kept)
+    assert receiver.link.snapshot_sent() == ""
+    assert receiver.knows(("kept", kept), ("new", new))
+    assert ports(gone) == set()
+    assert ports(new) == zt_zds.PORTS
+
+
+def test_without_room_nobody_is_taken(receiver: Receiver, make_pod: MakePod) -> None:
+    """The pending ones count too; whoever has a place keeps it."""
+    blocked, *served, late = (make_pod() for _ in range(ROOM + 1))
+    with blocker(blocked):
+        event, answer = receiver.outcome("blocked", blocked)
+        assert event == waits.ADD
+        assert "15008" in answer
+        for pod in served:
+            assert receiver.takes(pod.name, pod)
+        event, answer = receiver.outcome("late", late)
+        assert event == waits.ADD
+        assert "limit" in answer
+        assert ports(late) == set()
+        assert receiver.link.delete(served[0].name) == ""
+        assert receiver.takes("late", late)
+
+
+def test_what_is_no_workload_is_known_for_ever(sock_path: str, make_pod: MakePod) -> None:
+    home, pod = make_pod(), make_pod()
+    with contextlib.closing(Receiver(sock_path, home)) as receiver:
+        assert receiver.knows()
+        for _ in range(2):
+            assert receiver.outcome("u", home) == (waits.ADD, "home netns")
+            assert ports(home) == set()
+            assert receiver.takes("u", pod)
+            assert receiver.link.delete("u") == ""
+            assert receiver.knows()
