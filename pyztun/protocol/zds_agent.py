@@ -8,7 +8,11 @@ newest when another dies is told what it missed, and nothing is queued twice.
     HELLO      its Hello                 nothing
     SNAPSHOT   the ACK of SnapshotSent   each workload in order: Add, or Keep if its netns cannot be
                                          opened now; then SnapshotSent
-    STEADY     the end                   Dels first; Adds if it is the newest
+    STEADY     the end                   Dels first; Adds if it is the newest; what it has agreed to
+                                         once more, where asked for
+
+One that is not the newest and serves a workload in a netns that was replaced gets a Del of it: the
+Add goes to the newest, and nobody else would ever let go of that netns.
 
 A message that comes when none is due is a violation: it can only be paired wrongly. So is a late
 one, which is why its conversation has ended by then (Istio's agent keeps it and pairs it with the
@@ -66,6 +70,7 @@ class Conversation:
         self._wanted = wanted
         self._adds: dict[str, None] = {}  # used as ordered sets
         self._dels: dict[str, None] = {}
+        self._again: dict[str, None] = {}
         self._due: tuple[zds.Request, Offer | None] | None = None
         self.phase = HELLO
         self.agreed: dict[str, Offer] = {}
@@ -76,29 +81,41 @@ class Conversation:
         """The request whose answer is awaited."""
         return self._due and self._due[0]
 
+    def again(self, uid: str) -> None:
+        """What has been agreed to is offered once more. Any ztunnel takes an Add twice."""
+        if self.knows(uid):
+            self._again[uid] = None
+
     def changed(self, uid: str) -> None:
-        """A wanted workload is new, another, or gone; or is to be offered again."""
+        """A wanted workload is new, another, or gone; or was refused and is to be offered again."""
         if uid in self._wanted:
             self._dels.pop(uid, None)
             self._adds[uid] = None
         else:
             self._adds.pop(uid, None)
+            self._again.pop(uid, None)
             self.refused.pop(uid, None)
             self._dels[uid] = None
 
     def knows(self, uid: str) -> bool:
         """Whether it has acknowledged exactly what is wanted."""
         offer = self._wanted.get(uid)
-        return offer is not None and self.agreed.get(uid) == offer
+        if offer is None or self.agreed.get(uid) != offer:
+            return False
+        return not self._is_about(uid) or self.offered() == offer
+
+    def _is_about(self, uid: str) -> bool:
+        """Whether an answer about this uid is awaited."""
+        return self._due is not None and getattr(self._due[0], "uid", None) == uid
 
     def settled(self, uid: str) -> bool:
         """Whether nothing about this uid is to be said or awaited.
 
         It becomes so by an answer about it or by changed(), never by something else.
         """
-        about = self._due is not None and getattr(self._due[0], "uid", None) == uid
-        to_say = uid in self._dels or (uid in self._adds and not self.knows(uid))
-        return not about and not to_say
+        to_say = uid in self._dels or uid in self._again
+        to_say = to_say or (uid in self._adds and not self.knows(uid))
+        return not self._is_about(uid) and not to_say
 
     def received(self, message: bytes) -> Answered | None:
         """Takes in a message: a Hello (None is returned) or an answer.
@@ -109,6 +126,7 @@ class Conversation:
             zds.read_hello(message)
             self.phase = SNAPSHOT
             self._adds = dict.fromkeys(self._wanted)
+            self._again.clear()
             self._dels.clear()  # who was not named in a snapshot is stopped at its end
             return None
         if self._due is None:
@@ -126,6 +144,7 @@ class Conversation:
             self.phase = STEADY
         elif isinstance(request, zds.Del):
             self.agreed.pop(request.uid, None)
+            self.refused.pop(request.uid, None)
         elif offer is not None:
             self._note_offer(offer, reason)
 
@@ -133,9 +152,9 @@ class Conversation:
         # A refused replacement: Istio's ztunnel has stopped the old one by then, ours has not.
         self.agreed.pop(offer.uid, None)
         self.refused.pop(offer.uid, None)
-        if reason:
+        if reason and offer.uid in self._wanted:
             self.refused[offer.uid] = reason
-        else:
+        elif not reason:
             self.agreed[offer.uid] = offer
 
     def next_request(self, newest: bool) -> zds.Request | None:
@@ -152,17 +171,29 @@ class Conversation:
             del self._dels[uid]
             self._due = zds.Del(uid), None
         elif newest:
-            self._due = self._next_of(self._adds, in_snapshot=False)
+            self._due = self._next_of(self._adds) or self._next_of(self._again, known=True)
+        else:
+            self._due = self._next_to_leave()
         return self.due
 
+    def _next_to_leave(self) -> tuple[zds.Request, None] | None:
+        """A Del of what is served in a netns that was replaced; what is to be added stays so."""
+        self._again.clear()
+        for uid in self._adds:
+            agreed, offer = self.agreed.get(uid), self._wanted.get(uid)
+            if agreed is not None and offer is not None and agreed.netns != offer.netns:
+                return zds.Del(uid), None
+        return None
+
     def _next_of(
-        self, uids: dict[str, None], in_snapshot: bool
+        self, uids: dict[str, None], *, in_snapshot: bool = False, known: bool = False
     ) -> tuple[zds.Request, Offer | None] | None:
+        """:param known: also what is agreed already."""
         while uids:
             uid = next(iter(uids))
             del uids[uid]
             offer = self._wanted.get(uid)
-            if offer is None or self.knows(uid):
+            if offer is None or (self.knows(uid) and not known):
                 continue
             if offer.netns is not None:
                 return zds.Add(uid, offer.info), offer

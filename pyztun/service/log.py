@@ -125,7 +125,8 @@ class Log:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if not text or any(c in text for c in ' "=\n') else text
+    plain = text.isprintable() and text != "" and not any(c in text for c in ' "=')
+    return text if plain else json.dumps(text)
 
 
 def _write_fd(fd: int, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ import pytest
 from pyztun import NetNs
 from pyztun.protocol import zds
 from pyztun.testing import AckingZtunnel, ScriptedZtunnel
+from support import REPOSITORY
 from support.agent import Agent
 from support.pods import Pod, unique_name
 from support.programs import Daemon
 
 pytestmark = pytest.mark.needs_named_netns
 
+DIES = REPOSITORY / "tests" / "support" / "agent_dies.py"
 SECOND = 1.0
 """In which a replacement is found."""
 
@@ -105,7 +108,7 @@ def test_vanished_netns_is_deleted_and_the_row_stays(agent: Agent, ztunnel: Acki
         agent.must_add(f"/run/netns/{name}", uid="u")
     ztunnel.wait_for(lambda workloads: workloads == {}, SECOND)
     agent.wait_for("u", "degraded", "netns gone")
-    assert agent.settled_fds() == before
+    agent.wait_for_fds(lambda fds: fds == before)
     with named(name) as second:
         ztunnel.wait_for(lambda workloads: workloads == {"u": second.cookie}, SECOND)
         agent.wait_for("u", "ready", cookie=second.cookie)
@@ -188,6 +191,56 @@ def test_path_that_comes_to_mean_the_netns_of_another_one(
         link.symlink_to(path_of(one))
         agent.wait_for("two", "degraded", "its netns is workload one")
         assert ztunnel.workloads == {"one": one.cookie}
+
+
+def test_two_that_change_places(agent: Agent, ztunnel: AckingZtunnel) -> None:
+    """In one burst, so that each is found in the other's netns while that one is held there."""
+    with named(unique_name()) as one, named(unique_name()) as two:
+        for uid, netns in (("1", one), ("2", two)):
+            agent.must_add(path_of(netns), uid=uid)
+        swap = (
+            f"umount -l {path_of(one)} {path_of(two)};"
+            f"mount --bind /proc/{os.getpid()}/fd/{one.fileno()} {path_of(two)};"
+            f"mount --bind /proc/{os.getpid()}/fd/{two.fileno()} {path_of(one)}"
+        )
+        subprocess.run(["sh", "-ec", swap], check=True)
+        try:
+            wanted = {"1": two.cookie, "2": one.cookie}
+            ztunnel.wait_for(lambda workloads: workloads == wanted, SECOND)
+            agent.wait_for("1", "ready", cookie=two.cookie)
+            agent.wait_for("2", "ready", cookie=one.cookie)
+        finally:
+            for netns in (one, two):
+                subprocess.run(["umount", "-l", path_of(netns)], check=True)
+            for netns in (one, two):
+                number = f"/proc/{os.getpid()}/fd/{netns.fileno()}"
+                subprocess.run(["mount", "--bind", number, path_of(netns)], check=True)
+
+
+def test_netns_that_another_one_lets_go_of(
+    agent: Agent, ztunnel: AckingZtunnel, directory: Path
+) -> None:
+    link = directory / "link"
+    with named(unique_name()) as one:
+        agent.must_add(one.reference, uid="one")
+        link.symlink_to(path_of(one))
+        with named(unique_name()) as two:
+            (directory / "other").symlink_to(path_of(two))
+            agent.must_add(str(directory / "other"), uid="two")
+            (directory / "other").unlink()
+            link.rename(directory / "other")
+            agent.wait_for("two", "degraded", "its netns is workload one")
+            agent.delete("one")
+            ztunnel.wait_for(lambda workloads: workloads == {"two": one.cookie})
+
+
+def test_netns_replaced_while_the_agent_starts(agent: Agent, pod: Pod) -> None:
+    """Mount events count from before the first look: this happens right behind it."""
+    first = agent.add(pod, uid="u").body["workload"]["cookie"]
+    agent.daemon.kill()
+    replace = f"load:ip netns del {pod.name} && ip netns add {pod.name}"
+    agent.begin(command=[sys.executable, str(DIES), replace])
+    agent.wait_until(lambda found: found["u"]["cookie"] not in (None, first), SECOND)
 
 
 def test_what_cannot_be_opened_now_is_kept(

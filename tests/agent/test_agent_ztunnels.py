@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from pyztun import PeerClosed
 from pyztun.protocol import zds
 from pyztun.testing import AckingZtunnel, ScriptedZtunnel
 from support.agent import Agent
@@ -159,7 +160,39 @@ def test_what_breaks_the_protocol_ends_that_connection_alone(
         assert agent.must_add(pod, uid="u")["ztunnels"] == [1]
         assert list(good.workloads) == ["u"]
         agent.delete("u")
-        assert len(agent.settled_fds()) == len(before) - 1
+        agent.wait_for_fds(lambda fds: len(fds) == len(before) - 1)
+
+
+def test_second_answer_is_not_taken_for_that_of_the_next_request(
+    agent: Agent, make_pod: Callable[[], Pod]
+) -> None:
+    one, two = make_pod(), make_pod()
+    with ScriptedZtunnel(agent.zds) as ztunnel, ThreadPoolExecutor() as pool:
+        snapshot(ztunnel)
+        first = pool.submit(agent.add, one, uid="1")
+        with ztunnel.request() as request:
+            second = pool.submit(agent.add, two, uid="2")
+            agent.wait_until(lambda found: "2" in found)
+            request.answer_twice()
+        assert first.result(10).error in ("", "no-ztunnel")
+        assert second.result(10).error == "no-ztunnel"
+        with pytest.raises(PeerClosed):
+            ztunnel.request()
+
+
+def test_older_one_lets_go_of_a_netns_that_was_replaced(
+    agent: Agent, make_pod: Callable[[], Pod]
+) -> None:
+    one, two = make_pod(), make_pod()
+    with AckingZtunnel(agent.zds) as old:
+        agent.wait_for_ztunnels(1)
+        agent.must_add(one, uid="u")
+        with AckingZtunnel(agent.zds) as new:
+            agent.wait_for_ztunnels(2)
+            added = agent.must_add(two, uid="u")
+            assert new.workloads == {"u": added["cookie"]}
+            old.wait_for(lambda workloads: workloads == {})
+        old.wait_for(lambda workloads: workloads == {"u": added["cookie"]})
 
 
 def test_first_message_that_is_no_hello(agent: Agent) -> None:

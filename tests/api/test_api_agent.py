@@ -54,7 +54,7 @@ def test_the_descriptor_is_what_is_served(agent: Agent, pod: Pod) -> None:
 @pytest.mark.parametrize(
     ("netns", "error"),
     [
-        ("/proc/self/ns/net", (422, "home-netns")),
+        ("/proc/self/ns/net", (400, "bad-request")),
         ("/dev/null", (422, "not-a-netns")),
         ("/nonexistent", (404, "no-such-netns")),
         ("pid:0", (404, "no-such-netns")),

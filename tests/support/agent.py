@@ -160,6 +160,13 @@ class Agent:
             os.sched_yield()
         raise AssertionError(f"never settled: {looks}")
 
+    def wait_for_fds(self, holds: Callable[[dict[int, str]], bool]) -> None:
+        """Waits until something is true of its descriptors; AssertionError with the last."""
+        deadline = time.monotonic() + AT_ONCE
+        while not holds(found := self.daemon.fds()):
+            assert time.monotonic() < deadline, found
+            os.sched_yield()
+
     def _has_caller(self, fds: dict[int, str]) -> bool:
         """Whether a connection to the control socket is open: it has the name of the socket."""
         table = Path("/proc/net/unix").read_text().splitlines()

@@ -1,5 +1,7 @@
 """`pyztun-cni agent` that kills itself (SIGKILL) at one step: agent_dies.py add:STEP|del:STEP ...
 
+Or that runs a command of a shell when it has looked at its registry: load:COMMAND.
+
 The program is the real one; around the function that a step ends or begins with there is a trap.
 
 opened        the netns is open, nothing is on disk
@@ -16,6 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +84,21 @@ def arm(action: str, step: str) -> None:
     trap(*traps[step])
 
 
+def run_behind_load(command: str) -> None:
+    """Has a shell run the command when all of the registry has been opened."""
+    real = Lifecycle._open_all
+
+    def open_all(self: Lifecycle) -> None:
+        real(self)
+        subprocess.run(["sh", "-ec", command], check=True)
+
+    Lifecycle._open_all = open_all  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    arm(*sys.argv[1].split(":"))
+    action, _, what = sys.argv[1].partition(":")
+    if action == "load":
+        run_behind_load(what)
+    else:
+        arm(action, what)
     sys.exit(service.main(sys.argv[2:]))

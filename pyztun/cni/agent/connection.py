@@ -42,6 +42,7 @@ class Bounds(NamedTuple):
     :ivar body: bytes.
     :ivar requests: in work at a time.
     :ivar connections: of those who may ask: more than requests, so that there is one to close.
+    :ivar unsent: bytes of answers that nobody has taken yet; with more of them there is no list.
     :ivar strangers: connections of those who may not ask, and are told so.
     """
 
@@ -53,6 +54,7 @@ class Bounds(NamedTuple):
     body: int = 64 * 1024
     requests: int = 64
     connections: int = 128
+    unsent: int = 32 * 1024 * 1024
     strangers: int = 8
 
 
@@ -129,6 +131,11 @@ class Connection(web.RequestHandler):
     def is_allowed(self) -> bool:
         """Whether whoever is there may ask for anything."""
         return self.uid in self._allowed
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that are still here."""
+        return 0 if self._line is None else self._line.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._line = cast("asyncio.Transport", transport)

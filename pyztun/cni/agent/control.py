@@ -258,6 +258,8 @@ class Control:
     # ---- what there is -------------------------------------------------------------------------
 
     async def _list(self, _: Asked) -> views.Json:
+        if sum(one.unsent for one in self._connections()) > self._bounds.unsent:
+            raise Refusal(requests.BUSY, "others have not taken their answers yet")
         return {"workloads": [self._shown(each) for each in self._core.workloads.values()]}
 
     async def _add(self, asked: Asked) -> views.Json:

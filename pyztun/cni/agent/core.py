@@ -77,8 +77,7 @@ class Core:
     def close(self) -> None:
         """From now on requests are refused, and those that wait are sent home."""
         self._is_closing = True
-        for uid in self._registry.workloads:
-            self._life.judge(uid)
+        self._life.wake_all()
 
     # ---- add ---------------------------------------------------------------------------------
 
@@ -93,8 +92,8 @@ class Core:
         workload = self._register(wanted)
         self._log.event("info", "workload-added", **workload.shown())
         self._life.offer(workload.uid)
-        deadline = self._loop.time() + timeout
-        while not self._is_acknowledged(workload):
+        deadline, spec = self._loop.time() + timeout, workload.spec
+        while not self._is_acknowledged(workload, spec):
             if not await self._change(workload.uid, deadline):
                 raise self._kept(requests.TIMEOUT, f"no answer in {timeout:g} s", workload)
         return workload
@@ -108,11 +107,14 @@ class Core:
         if reference is None:
             raise Refusal(
                 requests.BAD_REQUEST,
-                f"{wanted.netns!r} is neither an absolute path nor a name, pid:N or fd:N",
+                f"{wanted.netns!r} is neither an absolute path nor a name, pid:N or fd:N; "
+                "and /proc/self would be the agent",
             )
         opened = self._opener.open_wanted(wanted, reference)
         try:
             uid = wanted.uid or self._uid_of(reference, opened)
+            if wanted.uid is None and uid not in self._registry.workloads:
+                uid = self._uid_by_reference(reference) or uid
             name = wanted.name or _printable(references.last_part(reference))
             info = WorkloadInfo(name, wanted.namespace, wanted.service_account)
             requests.check_size(uid, info)
@@ -136,15 +138,22 @@ class Core:
     def _uid_of(self, reference: str, opened: Opened) -> str:
         path = references.path_of(reference)
         if path is None or references.process_of(path) is not None:
-            return uids.of_netns(self._boot_id, opened.cookie)
+            return uids.of_netns(self._boot_id, opened.cookie or opened.netns.inode)
         return uids.of_path(references.real_path(path))
 
+    def _uid_by_reference(self, reference: str) -> str | None:
+        """Of the workload that was added by it: a symbolic link may have been turned since."""
+        for workload in self._registry.workloads.values():
+            if workload.reference == reference:
+                return workload.uid
+        return None
+
     def _refuse_another_uid(self, uid: str, opened: Opened, wanted: Wanted) -> None:
-        holder = self._registry.holder(opened.cookie)
+        holder = self._registry.holder(opened)
         if holder is None or holder.uid == uid:
             return
         self._life.check(holder)  # it may have been replaced just now
-        holder = self._registry.holder(opened.cookie)
+        holder = self._registry.holder(opened)
         if holder is not None:
             raise Refusal(
                 requests.NETNS_TAKEN,
@@ -161,11 +170,13 @@ class Core:
         if is_new and len(self._registry.workloads) >= MAX_WORKLOADS:
             raise Refusal(requests.LIMIT, f"there are {MAX_WORKLOADS} workloads")
 
-    def _is_acknowledged(self, workload: Workload) -> bool:
+    def _is_acknowledged(self, workload: Workload, spec: Spec) -> bool:
         """False: not yet. Refusal: no, and it will not be soon."""
         uid = workload.uid
         if self._registry.workloads.get(uid) is not workload:
             raise Refusal(requests.NO_SUCH_WORKLOAD, f"{uid} was deleted meanwhile")
+        if workload.spec != spec:
+            raise Refusal(requests.SUPERSEDED, f"{uid} was added otherwise meanwhile", workload)
         if self._is_closing:
             raise self._kept(requests.SHUTTING_DOWN, "the agent is shutting down", workload)
         if workload.trouble:
@@ -218,20 +229,22 @@ class Core:
         told = list(self._life.ztunnels)
         self._life.offer(uid)
         deadline = self._loop.time() + timeout
-        while unconfirmed := self._unconfirmed(told, uid):
+        while any(each in self._life.ztunnels for each in self._unconfirmed(told, uid)):
             if self._is_closing or not await self._change(uid, deadline):
                 break
-        return Deleted(workload, unconfirmed)
+        return Deleted(workload, tuple(each.number for each in self._unconfirmed(told, uid)))
 
-    def _unconfirmed(self, told: list[Ztunnel], uid: str) -> tuple[int, ...]:
+    def _unconfirmed(self, told: list[Ztunnel], uid: str) -> list[Ztunnel]:
+        """Those that may serve it yet. One that has ended by itself does not."""
         if uid in self._registry.workloads:  # added again meanwhile
-            return ()
-        connected = set(self._life.ztunnels)
-        return tuple(
-            each.number
+            return []
+        return [
+            each
             for each in told
-            if each in connected and each.has_begun and not each.conversation.settled(uid)
-        )
+            if each.has_begun
+            and not each.conversation.settled(uid)
+            and (each.was_dropped or each in self._life.ztunnels)
+        ]
 
     # ---- questions ---------------------------------------------------------------------------
 
@@ -241,15 +254,17 @@ class Core:
         :raises Refusal: there is none, or more than one.
         """
         exact = self._registry.workloads.get(key)
-        if exact is not None:
-            return exact
         for matches in self._ways_to_match(key):
             found = [each for each in self._registry.workloads.values() if matches(each)]
+            if exact is not None and exact not in found:
+                found.append(exact)
             if len(found) > 1:
-                names = ", ".join(each.uid for each in found)
-                raise Refusal(requests.AMBIGUOUS, f"{key} is several workloads, name one: {names}")
+                names = ", ".join(f"uid {each.uid} in {each.reference}" for each in found)
+                raise Refusal(requests.AMBIGUOUS, f"{key} is several workloads: {names}")
             if found:
                 return found[0]
+        if exact is not None:
+            return exact
         raise Refusal(requests.NO_SUCH_WORKLOAD, f"there is no workload {key}")
 
     @staticmethod
@@ -257,7 +272,7 @@ class Core:
         kind, _, number = key.partition(":")
         if kind == "cookie":
             return [lambda workload: str(workload.cookie) == number]
-        reference = references.normal(key)
+        reference = None if "\0" in key else references.normal(key)
         if reference is None:
             return []
         ways: list[Callable[[Workload], bool]] = [lambda w: w.reference == reference]

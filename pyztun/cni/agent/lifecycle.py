@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyztun.cni.agent.opening import Opened, Opener
     from pyztun.cni.agent.registry import Registry
+    from pyztun.cni.agent.watch import Finding
     from pyztun.cni.agent.workload import Workload
     from pyztun.cni.agent.ztunnels import Ztunnel
     from pyztun.protocol.zds_agent import Answered
@@ -57,23 +58,25 @@ class Lifecycle:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._unknown: dict[str, None] = {}
+        self._blocked: dict[str, None] = {}
+        self._looking: set[str] = set()
         self._writer: asyncio.TimerHandle | None = None
         self.retries = Retries(self._offer_again)
         self.watch = Watch(registry.workloads, self.check)
-        self._open_all()
         self.ztunnels = Ztunnels(
             listener, ztunnel_uids, registry.offers, registry.netns_of, self, log
         )
+        self._open_all()
         self.connections_changed()
 
     def close(self) -> None:
         """Ends every connection and wakes whoever waits. The registry is its owner's to close."""
         self.retries.close()
+        self.watch.close()
         self.ztunnels.close()
         if self._writer is not None:
             self._writer.cancel()
-        for uid in list(self._waiting):
-            self._wake(uid)
+        self.wake_all()
 
     # ---- netns -------------------------------------------------------------------------------
 
@@ -109,16 +112,39 @@ class Lifecycle:
     def check(self, workload: Workload) -> None:
         """Compares its reference with what is held, and does what follows."""
         if self._look(workload):
-            self.ztunnels.changed(workload.uid)
-            self.judge(workload.uid)
+            self._tell(workload.uid)
+
+    def _tell(self, uid: str) -> None:
+        """What is held for it is another thing now, or nothing."""
+        self.ztunnels.changed(uid)
+        self.judge(uid)
+        if not self._looking:
+            self._check_blocked()
+
+    def _check_blocked(self) -> None:
+        """A netns was let go of, perhaps: whose is it that others were waiting for?"""
+        for uid in list(self._blocked):
+            workload = self._registry.workloads.get(uid)
+            if workload is None:
+                self._blocked.pop(uid, None)
+            elif self._look(workload):
+                self.ztunnels.changed(uid)
+                self.judge(uid)
 
     def _look(self, workload: Workload) -> bool:
         """Whether anything is another than before."""
-        finding = look(workload, self._opener, self.has_room)
+        self._looking.add(workload.uid)
+        try:
+            return self._found(workload, look(workload, self._opener, self.has_room))
+        finally:
+            self._looking.discard(workload.uid)
+
+    def _found(self, workload: Workload, finding: Finding) -> bool:
         if isinstance(finding, Unknown):
             self._unknown[workload.uid] = None
             return self._found_unknown(workload, finding.reason)
         self._unknown.pop(workload.uid, None)
+        self._blocked.pop(workload.uid, None)
         if isinstance(finding, Another):
             return self._found_another(workload, finding.opened)
         if isinstance(finding, Gone):
@@ -128,11 +154,17 @@ class Lifecycle:
         return changed
 
     def _found_another(self, workload: Workload, opened: Opened) -> bool:
-        holder = self._registry.holder(opened.cookie)
+        holder = self._registry.holder(opened)
+        if holder is not None and holder.uid not in self._looking:
+            self.check(holder)  # it may have let go of it: two that change places
+            holder = self._registry.holder(opened)
         if holder is not None and holder is not workload:
             opened.netns.close()
+            self._blocked[workload.uid] = None
             return self._found_gone(workload, f"its netns is workload {holder.uid}")
-        event = "netns-opened" if opened.cookie == workload.cookie else "netns-replaced"
+        self.watch.classify(workload)
+        is_same = opened.cookie is not None and opened.cookie == workload.cookie
+        event = "netns-opened" if is_same else "netns-replaced"
         was = workload.cookie
         self._registry.adopt(workload, opened)
         self.retries.forget(workload.uid)
@@ -156,15 +188,15 @@ class Lifecycle:
         return True
 
     def repair(self, workload: Workload) -> None:
-        """A step of the reconcile pass: its netns, and whether the newest ztunnel has it."""
+        """A step of the reconcile pass: its netns, and whether the newest ztunnel has it.
+
+        That one is asked, by an Add that changes nothing where all is well: its listeners may have
+        been destroyed by root in the pod, and it may have stopped answering.
+        """
         if self._registry.workloads.get(workload.uid) is not workload:
             return
         self.check(workload)
-        newest = self.ztunnels.newest
-        if newest is not None and workload.offer is not None and workload.netns is not None:
-            conversation, uid = newest.conversation, workload.uid
-            if conversation.settled(uid) and not conversation.knows(uid):
-                self.ztunnels.changed(uid)
+        self.ztunnels.again(workload.uid)
         self.judge(workload.uid)
 
     # ---- ztunnels ----------------------------------------------------------------------------
@@ -173,8 +205,9 @@ class Lifecycle:
         """A request made it new, another, or gone."""
         self.retries.forget(uid)
         self._unknown.pop(uid, None)
-        self.ztunnels.changed(uid)
-        self.judge(uid)
+        self._blocked.pop(uid, None)
+        self._tell(uid)
+        self.ztunnels.again(uid)
 
     def _offer_again(self, uid: str) -> None:
         if uid in self._registry.workloads:
@@ -186,23 +219,20 @@ class Lifecycle:
         if uid is None:
             return
         if answer.offer is not None and ztunnel is self.ztunnels.newest:
-            if answer.reason:
-                self.retries.refused(uid)
-                self._log.event("peer", "workload-refused", reason=answer.reason, uid=uid)
-            else:
+            if not answer.reason:
                 self.retries.forget(uid)
+            elif uid in self._registry.workloads:
+                self.retries.refused(uid)
         self.judge(uid)
 
     def connections_changed(self) -> None:
         """See Events."""
         newest = self.ztunnels.newest
-        if newest is not None:
-            for uid in newest.conversation.refused:
-                self.retries.refused(uid)
+        for uid in newest.conversation.refused if newest is not None else ():
+            self.retries.refused(uid)
         for uid in list(self._registry.workloads):
             self.judge(uid)
-        for uid in list(self._waiting):
-            self._wake(uid)
+        self.wake_all()
 
     # ---- states ------------------------------------------------------------------------------
 
@@ -210,6 +240,8 @@ class Lifecycle:
         """To be called when anything about a uid has changed."""
         workload = self._registry.workloads.get(uid)
         if workload is not None and workload.set_state(*self._verdict(workload)):
+            if workload.reason.startswith(REFUSED):
+                self._log.event("warning", "workload-refused", uid=uid, reason=workload.reason)
             self._registry.moved(workload)
             self._write_soon()
         self._wake(uid)
@@ -232,6 +264,11 @@ class Lifecycle:
         future = self._loop.create_future()
         self._waiting.setdefault(uid, set()).add(future)
         return future
+
+    def wake_all(self) -> None:
+        """Has everybody who waits look again."""
+        for uid in list(self._waiting):
+            self._wake(uid)
 
     def _wake(self, uid: str) -> None:
         for future in self._waiting.pop(uid, ()):

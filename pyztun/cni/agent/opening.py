@@ -28,11 +28,12 @@ class Opened(NamedTuple):
     """A netns that may be served.
 
     :ivar netns: owned by whoever has this.
+    :ivar cookie: None where it cannot be told: see _cookie_of().
     :ivar process: see Workload.
     """
 
     netns: NetNs
-    cookie: int
+    cookie: int | None
     process: str | None
 
 
@@ -111,7 +112,7 @@ class Opener:
             path = references.path_of(reference)
             pid = None if path is None else references.process_of(path)
             process = None if pid is None else references.start_of(pid)
-            return Opened(held, held.cookie, process)
+            return Opened(held, _cookie_of(held), process)
         except SyscallError as error:
             held.close()
             if refusing:
@@ -120,6 +121,18 @@ class Opener:
         except BaseException:
             held.close()
             raise
+
+
+def _cookie_of(netns: NetNs) -> int | None:
+    """Since Linux 6.18 the kernel tells it of a descriptor. Before, it tells it of a socket alone.
+
+    So there this thread makes one in the netns, for which it needs CAP_SYS_ADMIN; without that the
+    inode has to do, which is the netns' own for as long as we hold it.
+    """
+    try:
+        return netns.cookie
+    except SyscallError:
+        return None
 
 
 def _of_caller(wanted: Wanted) -> str:

@@ -9,25 +9,24 @@ fd:N                a descriptor of the caller; without him it names nothing
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pyztun.netns import MAX_DIGITS, NAMES
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+OURS = re.compile(r"/+proc/+(thread-)?self(/|$)")
+"""What would mean ourselves, and meant the caller."""
 START_TIME = 19
 """Of a process in clock ticks since the boot: field 22 of /proc/PID/stat, 20th behind the name."""
 
 
 def normal(written: str) -> str | None:
-    """The form in which a reference is kept; None if it is none, or a relative path."""
+    """The form in which a reference is kept; None if it is none, or means another thing here."""
     kind, colon, number = written.partition(":")
     if colon and kind in ("pid", "fd") and _is_number(number):
         return f"{kind}:{int(number)}"
     if written.startswith("/"):
-        return written
+        return None if OURS.match(written) else written
     if "/" in written or written in ("", ".", ".."):
         return None
     return f"{NAMES}/{written}"
@@ -89,10 +88,3 @@ def is_told_by_mounts(path: str) -> bool:
 def last_part(reference: str) -> str:
     """The name of a workload that was given none."""
     return os.path.basename(reference.rstrip("/")) or reference
-
-
-def matches(reference: str, key: str) -> Iterator[bool]:
-    """Whether a reference is meant by KEY: literally first, then by their real paths."""
-    yield reference == key
-    mine, theirs = path_of(reference), path_of(key)
-    yield mine is not None and theirs is not None and real_path(mine) == real_path(theirs)

@@ -56,7 +56,7 @@ class Registry:
         self.workloads: dict[str, Workload] = {}
         self.offers = Offers(self.workloads)
         self.missing: set[str] = set()
-        self._holders: dict[int, str] = {}  # uid by cookie, of what is offered
+        self._holders: dict[int, str] = {}  # uid by inode, of what is held
         self._changed: dict[str, None] = {}  # rows to be written, whole
         self._moved: dict[str, None] = {}  # rows of which the state is to be written
         self._writable = True
@@ -74,17 +74,18 @@ class Registry:
         """How many descriptors of netns there are."""
         return len(self.workloads) - len(self.missing)
 
-    def holder(self, cookie: int) -> Workload | None:
-        """Which workload is offered in this netns."""
-        uid = self._holders.get(cookie)
-        return None if uid is None else self.workloads[uid]
+    def holder(self, opened: Opened) -> Workload | None:
+        """Which workload is offered, or kept, in this netns."""
+        uid = self._holders.get(opened.netns.inode)
+        if uid is not None:
+            return self.workloads[uid]
+        missing = (self.workloads[uid] for uid in self.missing) if opened.cookie else ()
+        return next((w for w in missing if w.is_kept and w.cookie == opened.cookie), None)
 
     def netns_of(self, offer: Offer) -> NetNs | None:
         """What is meant by an offer, still ours; None if it has changed since."""
         workload = self.workloads.get(offer.uid)
-        if workload is None or workload.cookie != offer.netns:
-            return None
-        return workload.netns
+        return workload.netns if workload is not None and workload.offer == offer else None
 
     # ---- changes -----------------------------------------------------------------------------
 
@@ -104,29 +105,26 @@ class Registry:
             raise
         self._changed.pop(workload.uid, None)
         self.workloads.setdefault(workload.uid, workload)
-        self._release(workload, before[2])
+        self._release(workload)
         self._hold(workload, opened)
 
     def adopt(self, workload: Workload, opened: Opened) -> None:
         """Another netns by the same reference, or one again. Takes ownership of it."""
-        before = workload.cookie
         workload.boot_id, workload.cookie = self._boot_id, opened.cookie
         workload.process = opened.process
-        self._release(workload, before)
+        self._release(workload)
         self._hold(workload, opened)
         self._changed[workload.uid] = None
 
     def lose(self, workload: Workload, trouble: str) -> None:
         """Its netns is gone, or nothing that may be served: no more offered, not held."""
-        self._release(workload, workload.cookie)
+        self._release(workload)
         workload.trouble, workload.is_kept = trouble, False
         workload.renew_offer()
 
     def doubt(self, workload: Workload, trouble: str) -> None:
         """Its path is there and cannot be opened now: held if it was, else ztunnel keeps it."""
         workload.trouble, workload.is_kept = trouble, workload.netns is None
-        if workload.is_kept and workload.cookie is not None:
-            self._holders.setdefault(workload.cookie, workload.uid)
         workload.renew_offer()
 
     def trust(self, workload: Workload) -> None:
@@ -136,7 +134,7 @@ class Registry:
     def remove(self, workload: Workload) -> None:
         """On disk first; then it is gone. StoreError, and nothing has changed."""
         self._store.remove(workload.uid)
-        self._release(workload, workload.cookie)
+        self._release(workload)
         for each in (self.missing, self.workloads, self._changed, self._moved):
             if isinstance(each, set):
                 each.discard(workload.uid)
@@ -146,15 +144,13 @@ class Registry:
     def _hold(self, workload: Workload, opened: Opened) -> None:
         workload.netns = opened.netns
         workload.trouble, workload.is_kept = "", False
-        self._holders[opened.cookie] = workload.uid
+        self._holders[opened.netns.inode] = workload.uid
         self.missing.discard(workload.uid)
         workload.renew_offer()
 
-    def _release(self, workload: Workload, cookie: int | None) -> None:
-        """:param cookie: of what it held until now."""
-        if cookie is not None and self._holders.get(cookie) == workload.uid:
-            del self._holders[cookie]
+    def _release(self, workload: Workload) -> None:
         if workload.netns is not None:
+            del self._holders[workload.netns.inode]
             workload.netns.close()
             workload.netns = None
         self.missing.add(workload.uid)

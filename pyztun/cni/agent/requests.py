@@ -30,6 +30,7 @@ REFUSED: Final = "refused"
 TIMEOUT: Final = "timeout"
 BUSY: Final = "busy"
 LIMIT: Final = "limit"
+SUPERSEDED: Final = "superseded"
 STORAGE: Final = "storage"
 SHUTTING_DOWN: Final = "shutting-down"
 

@@ -4,7 +4,8 @@ main        blocks in sigwait(); every other thread has all signals blocked
 agent       an asyncio loop with all the rest: ztunnels, control API, watch, reconcile
 log         writes stdout and stderr
 
-No thread ever enters another netns: ztunnels do that.
+Since Linux 6.18 no thread ever enters another netns; before, the agent thread does to ask for its
+cookie, where it may (opening.py).
 """
 
 from __future__ import annotations

@@ -18,6 +18,6 @@ def of_path(path: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, text))
 
 
-def of_netns(boot_id: str, cookie: int) -> str:
-    """:param cookie: means something in one boot alone."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{boot_id}/{cookie}"))
+def of_netns(boot_id: str, number: int) -> str:
+    """:param number: the cookie, which means something in one boot alone; else the inode."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{boot_id}/{number}"))

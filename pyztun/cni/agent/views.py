@@ -43,6 +43,7 @@ STATUSES = {
     REQUEST_TIMEOUT: 408,
     requests.AMBIGUOUS: 409,
     requests.NETNS_TAKEN: 409,
+    requests.SUPERSEDED: 409,
     TOO_LARGE: 413,
     requests.HOME_NETNS: 422,
     requests.INITIAL_NETNS: 422,

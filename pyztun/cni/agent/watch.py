@@ -11,6 +11,7 @@ could not be opened; that is looked at twice a second.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyztun.cni.agent.workload import Workload
 
 POLL = 0.5
+NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ELOOP)
 GONE = "netns gone"
 
 
@@ -86,11 +88,9 @@ def _compare(path: str, workload: Workload) -> Finding | None:
     assert netns is not None  # noqa: S101  for mypy
     try:
         found = os.stat(path)
-    except FileNotFoundError:
-        return Gone(GONE)
-    except (NotADirectoryError, ProcessLookupError):
-        return Gone(GONE)
     except OSError as error:
+        if error.errno in NO_PATH or _is_another_process(path, workload):
+            return Gone(GONE)
         return Unknown(f"its path cannot be checked: {error.strerror}")
     same = (found.st_dev, found.st_ino) == (netns.dev, netns.inode)
     return _SAME if same else None
@@ -100,10 +100,9 @@ def _without_opening(path: str) -> Finding:
     """No descriptor is left for it: but whether there is something to open can be told."""
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        return Gone(GONE)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno in NO_PATH:
+            return Gone(GONE)
     return Unknown("cannot be opened now: the limit of descriptors (RLIMIT_NOFILE) is reached")
 
 
@@ -124,6 +123,15 @@ def _open(path: str, workload: Workload, opener: Opener) -> Finding:
     return Gone(f"{GONE}: the process has ended, and its pid is another one's")
 
 
+def _is_another_process(path: str, workload: Workload) -> bool:
+    """Whether the pid that a path names is another process now, also one that we may not look into.
+
+    When a process started is for everybody to read.
+    """
+    pid = references.process_of(path)
+    return pid is not None and references.start_of(pid) != workload.process
+
+
 def _is_same_process(workload: Workload, opened: Opened) -> bool:
     """Pids are reused: the start time tells, else the cookie."""
     if workload.cookie is not None and workload.cookie == opened.cookie:
@@ -134,6 +142,8 @@ def _is_same_process(workload: Workload, opened: Opened) -> bool:
 class Watch:
     """Looks at workloads when there is reason to, and tells what it finds.
 
+    Mount events count from the constructor on: what is opened afterwards is not missed.
+
     :param workloads: by uid; read in the loop.
     :param check: looks at one and does what follows.
     """
@@ -143,6 +153,7 @@ class Watch:
     ) -> None:
         self._workloads, self._check = workloads, check
         self._polled: dict[str, None] = {}
+        self._mounts = Mounts(self.check_mounted)
 
     def classify(self, workload: Workload) -> None:
         """To be called for each workload that is new or has another reference."""
@@ -161,13 +172,13 @@ class Watch:
 
         :param retried: uids of those that could not be opened.
         """
-        mounts = Mounts(self.check_mounted)
-        try:
-            while True:
-                await asyncio.sleep(POLL)
-                self._check_all([*self._polled, *retried()])
-        finally:
-            mounts.close()
+        while True:
+            await asyncio.sleep(POLL)
+            self._check_all([*self._polled, *retried()])
+
+    def close(self) -> None:
+        """No more mount events."""
+        self._mounts.close()
 
     def check_mounted(self) -> None:
         """After a mount event."""

@@ -34,7 +34,7 @@ class Workload:
     """One workload. Changed by the registry alone.
 
     :ivar boot_id: the boot in which ``cookie`` means something.
-    :ivar cookie: of its netns, or of the last one that it had; None if it never had one.
+    :ivar cookie: of its netns, or of the last one that it had; None if that is not known.
     :ivar netns: held open by us, else None.
     :ivar trouble: what is wrong with its reference; empty if nothing is.
     :ivar is_kept: its path is there and cannot be opened now, so ztunnel is asked to keep it.
@@ -97,7 +97,9 @@ class Workload:
     def renew_offer(self) -> None:
         """To be called after every change: what ztunnels are offered, None for nothing."""
         if self.netns is not None:
-            self.offer = Offer(self.uid, self.cookie, self.info)
+            # As long as it is held its inode is its own.
+            known_as = self.netns.inode if self.cookie is None else self.cookie
+            self.offer = Offer(self.uid, known_as, self.info)
         elif self.is_kept:
             self.offer = Offer(self.uid, None, self.info)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 from time import time
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class Ztunnel:
 
     :ivar number: counts up, in the order of accept().
     :ivar since: when it was accepted, in seconds of the epoch.
+    :ivar was_dropped: we have ended the connection; it may be there all the same.
     """
 
     def __init__(
@@ -59,7 +61,10 @@ class Ztunnel:
         self.channel, self.number, self.pid, self.uid = channel, number, pid, uid
         self.conversation = Conversation(offers)
         self.since = time()
+        self.was_dropped = False
         self.timer: asyncio.TimerHandle | None = None
+        self._poll = select.poll()
+        self._poll.register(channel.fileno(), select.POLLIN)
 
     @property
     def has_begun(self) -> bool:
@@ -77,6 +82,10 @@ class Ztunnel:
     def shown(self) -> dict[str, object]:
         """The fields of a log line."""
         return {"ztunnel": self.number, "pid": self.pid}
+
+    def has_said_something(self) -> bool:
+        """Whether there is a message, or the end, that we have not read yet."""
+        return bool(self._poll.poll(0))
 
 
 class Ztunnels:
@@ -120,6 +129,12 @@ class Ztunnels:
         for ztunnel in self:
             ztunnel.conversation.changed(uid)
         self._say_what_is_due()
+
+    def again(self, uid: str) -> None:
+        """The newest is to be offered this uid once more, also if it has agreed to it."""
+        if self.newest is not None:
+            self.newest.conversation.again(uid)
+            self._say_what_is_due()
 
     def close(self) -> None:
         """Ends every connection. Ztunnels go on with what they have."""
@@ -171,6 +186,7 @@ class Ztunnels:
 
     def _end(self, ztunnel: Ztunnel, reason: str) -> None:
         """Ends a connection, for a reason of ours."""
+        ztunnel.was_dropped = True
         self._gone(ztunnel, "peer", "ztunnel-dropped", reason=reason)
 
     def _gone(self, ztunnel: Ztunnel, level: str, event: str, **why: object) -> None:
@@ -221,7 +237,9 @@ class Ztunnels:
                 self._say(ztunnel)
 
     def _say(self, ztunnel: Ztunnel) -> None:
-        if ztunnel.conversation.due is not None:
+        # What has come without being asked for would be taken for the answer to what we say now;
+        # once it is read it is known for what it is.
+        if ztunnel.conversation.due is not None or ztunnel.has_said_something():
             return
         request = ztunnel.conversation.next_request(ztunnel is self.newest)
         if request is None:
@@ -231,7 +249,7 @@ class Ztunnels:
         fds = [] if netns is None else [netns.fileno()]
         try:
             ztunnel.channel.send(zds.encode(request), fds, 0)
-        except SyscallError as error:
+        except (SyscallError, ValueError) as error:  # ValueError: longer than a message may be
             self._end(ztunnel, str(error))
             return
         self._await(ztunnel)

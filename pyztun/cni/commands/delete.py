@@ -56,7 +56,11 @@ def _delete(given: Given, control: str, timeout: float) -> int:
         # A uid may look like a relative path, so it is one only if it is no uid.
         if refused.code != "no-such-workload" or "/" not in key or key.startswith("/"):
             raise
-        said = _ask(control, os.path.abspath(key), timeout)
+        try:
+            whole = os.path.abspath(key)
+        except OSError as error:
+            return frame.fail(f"{key}: the working directory: {error.strerror}")
+        said = _ask(control, whole, timeout)
     workload = said.get("workload")
     unconfirmed = said.get("unconfirmed")
     if not isinstance(workload, dict) or not isinstance(unconfirmed, list):
@@ -67,7 +71,7 @@ def _delete(given: Given, control: str, timeout: float) -> int:
         tell(shown(f"deleted {workload.get('name')} uid={workload.get('uid')}"))
     if unconfirmed:
         numbers = " ".join(map(str, unconfirmed))
-        complain(shown(f"{key}: not confirmed in {timeout:g} s by ztunnel {numbers}"))
+        complain(shown(f"{key}: not confirmed by ztunnel {numbers}"))
         return frame.UNCONFIRMED
     return frame.DONE
 
