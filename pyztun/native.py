@@ -154,6 +154,7 @@ _CONNECT_HINTS = {
     errno.ETIMEDOUT: "its backlog stayed full",
     errno.ENOENT: "is the service running that makes it?",
     errno.ECONNREFUSED: "nobody listens there",
+    errno.EPROTOTYPE: "what listens there is a socket of another kind",
 }
 
 

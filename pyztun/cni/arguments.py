@@ -99,7 +99,8 @@ def _combine(flags: dict[str, bool], timeout: float, rest: list[str]) -> Asked:
     if listing and len(rest) > 1:
         raise UsageError(f"--list takes no NETNS ({rest[1]!r})")
     if not listing and len(rest) == 1:
-        raise UsageError("NETNS is missing")
+        commands = "" if "/" in rest[0] else f"; commands are {', '.join(BUILT)}"
+        raise UsageError(f"NETNS is missing{commands}")
     for reference in rest[1:]:
         _check_reference(reference, release)
     return Asked(
@@ -135,5 +136,5 @@ def seconds(text: str, most: float = MAX_TIMEOUT) -> float:
     except ValueError:
         raise UsageError(f"--timeout {text}: not a number of seconds") from None
     if not 0 < value <= most:
-        raise UsageError(f"--timeout {text}: not between 0 and {most:.0f} seconds")
+        raise UsageError(f"--timeout {text}: must be more than 0 and at most {most:.0f} seconds")
     return value

@@ -10,6 +10,7 @@ import errno
 from time import monotonic
 
 from pyztun.channel import Channel
+from pyztun.cni.arguments import BUILT
 from pyztun.cni.output import complain, tell
 from pyztun.errors import PeerClosed, ProtocolError, PyztunError, SyscallError
 from pyztun.netns import NetNs
@@ -85,7 +86,10 @@ class Sender:
             try:
                 self._channel = Channel.connect(self._path, timeout=_left(deadline))
             except SyscallError as error:
-                raise NoReceiver(str(error)) from error
+                text = str(error)
+                if error.errno == errno.ENOENT and "/" not in self._path:
+                    text += f"; commands are {', '.join(BUILT)}"
+                raise NoReceiver(text) from error
         return self._channel
 
     def answer(self, deadline: float) -> seed.Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ BOLD, DIM, RED, GREEN = "1", "2", "31;1", "32"
 CONTINUED = " \\"
 GLUE = "\N{NO-BREAK SPACE}"
 ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
+
+SIGNAL_PATIENCE = 0.2  # seconds
 
 # The pods wear the same colour wherever their name stands.
 POD_STYLES = {"web": "36;1", "db": "35;1", "cache": "33;1"}
@@ -96,7 +99,11 @@ class Terminal:
         self._gap()
         self._out.write(f"{INDENT}Press Enter: {what}")
         self._out.flush()
-        echoed = sys.stdin.readline() and sys.stdin.isatty()
+        is_terminal = sys.stdin.isatty()
+        # Python runs the handler of a signal that comes just before read(2) only behind it.
+        while is_terminal and not select.select([sys.stdin], [], [], SIGNAL_PATIENCE)[0]:
+            pass
+        echoed = sys.stdin.readline() and is_terminal
         if not echoed:
             self._print("")
         elif not self._plain:

@@ -58,7 +58,7 @@ class AgentLink:
             if channel is not None:
                 self._close(channel.detach())
             self.dial_at = monotonic() + self._backoff.next()
-            self._log.event("peer", "cannot-connect", reason=str(error))
+            self._log.event("peer", "cannot-connect", reason=str(error), then="dials again")
             return False
         self._channel, self.sock, self.dial_at = channel, channel.fileno(), NEVER
         self.agent = {"pid": pid, "uid": uid}

@@ -29,7 +29,8 @@ listeners in it, 0x02 with an fd or 0x03 with a cookie lets go of it, 0x04 lists
 ZDS form (--zds SOCKET): we dial a node agent, Istio's or `pyztun-cni agent`, again and again until
 there is one; it names the workloads. What runs goes on while there is no agent. Without SOCKET and
 --zds the environment's INPOD_UDS is taken for --zds; INPOD_PORT_REUSE=false and IPV6_ENABLED=false
-mean what they mean to Istio's ztunnel. Both protocols are in docs/protocol.md.
+mean what they mean to Istio's ztunnel. docs/protocol.md and docs/zds.md describe
+the two protocols.
 
 Needs CAP_SYS_ADMIN in the user namespaces of the pods and of itself, CAP_NET_BIND_SERVICE for ports
 below 1024, and for the mark and IP_TRANSPARENT of the ZDS form CAP_NET_ADMIN or CAP_NET_RAW; these
@@ -38,6 +39,8 @@ two are left out where it lacks both. Raises its soft RLIMIT_NOFILE to the hard 
 
 SIGTERM, SIGINT and SIGHUP drain: connections that are queued are answered, then it exits with 0; a
 second signal ends it at once. READY=1 and STOPPING=1 go to NOTIFY_SOCKET.
+
+exit status: 0 ended by a signal, 1 could not start or was ended at once, 2 usage
 
 examples:
   pyztun-ztunnel /tmp/zt.sock

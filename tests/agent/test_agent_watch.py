@@ -1,11 +1,12 @@
 """A netns that changes under its reference, and what puts it right again."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from support import REPOSITORY
 from support.agent import Agent
 from support.pods import Pod, unique_name
 from support.programs import Daemon
+from support.zt_daemon import frozen
 
 pytestmark = pytest.mark.needs_named_netns
 
@@ -79,9 +81,12 @@ def test_replacement_in_one_burst_is_one_replacement(
     name = unique_name()
     start("--zds", agent.zds)
     agent.wait_for_ztunnels(1)
-    with named(name):
-        agent.must_add(f"/run/netns/{name}", uid="u")
-    with named(name) as second:
+    with ExitStack() as stack:
+        with named(name):
+            agent.must_add(f"/run/netns/{name}", uid="u")
+            stack.enter_context(frozen(agent.daemon))
+        second = stack.enter_context(named(name))
+        agent.daemon.process.send_signal(signal.SIGCONT)
         agent.wait_for("u", "ready", cookie=second.cookie)
         agent.daemon.stderr.wait_for("netns-replaced")
         assert not [line for line in agent.daemon.stderr.all() if "netns-gone" in line]
@@ -190,7 +195,7 @@ def test_path_that_comes_to_mean_the_netns_of_another_one(
         link.unlink()
         link.symlink_to(path_of(one))
         agent.wait_for("two", "degraded", "its netns is workload one")
-        assert ztunnel.workloads == {"one": one.cookie}
+        ztunnel.wait_for(lambda workloads: workloads == {"one": one.cookie})
 
 
 def test_two_that_change_places(agent: Agent, ztunnel: AckingZtunnel) -> None:

@@ -59,7 +59,10 @@ def test_the_life_of_a_workload(agent: Agent, pod: Pod) -> None:
         assert (gone.returncode, gone.stderr) == (0, "")
         assert ztunnel.workloads == {}
     again = cni(agent, "del", pod.name)
-    assert (again.returncode, again.stderr) == (1, f"pyztun-cni: there is no workload {pod.name}\n")
+    assert (again.returncode, again.stderr) == (
+        1,
+        f"pyztun-cni: there is no workload with the uid or netns {pod.name}\n",
+    )
 
 
 def test_every_way_to_name_a_netns(agent: Agent, pod: Pod) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pyztun import __version__
 from pyztun.cni.agent import references, requests, uids
+from pyztun.cni.agent.lifecycle import REFUSED
 from pyztun.cni.agent.requests import Refusal
 from pyztun.cni.agent.status import DescriptorStatus, ReconcileStatus, Status, ZtunnelStatus
 from pyztun.cni.agent.store import StoreError
@@ -183,13 +184,15 @@ class Core:
             raise Refusal(requests.NO_SUCH_NETNS, workload.trouble, workload)
         newest = self._life.ztunnels.newest
         if newest is None:
-            raise self._kept(requests.NO_ZTUNNEL, "no ztunnel is connected", workload)
+            ended = self._life.ztunnels.last_end
+            why = f" ({ended})" if ended else ""
+            raise self._kept(requests.NO_ZTUNNEL, f"no ztunnel is connected{why}", workload)
         conversation = newest.conversation
         if not conversation.settled(uid):
             return False
         refused = conversation.refused.get(uid)
         if refused is not None:
-            raise self._kept(requests.REFUSED, f"ztunnel refused: {refused}", workload)
+            raise self._kept(requests.REFUSED, f"{REFUSED}{refused}", workload)
         return conversation.knows(uid)
 
     @staticmethod
@@ -265,7 +268,11 @@ class Core:
                 return found[0]
         if exact is not None:
             return exact
-        raise Refusal(requests.NO_SUCH_WORKLOAD, f"there is no workload {key}")
+        named = [each.uid for each in self._registry.workloads.values() if each.info.name == key]
+        but = f"; that is the name of uid {', '.join(named)}" if named else ""
+        raise Refusal(
+            requests.NO_SUCH_WORKLOAD, f"there is no workload with the uid or netns {key}{but}"
+        )
 
     @staticmethod
     def _ways_to_match(key: str) -> list[Callable[[Workload], bool]]:

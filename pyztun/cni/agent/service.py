@@ -58,8 +58,14 @@ def main(words: Sequence[str]) -> int:
         return run(settings)
     except (PyztunError, OSError, RuntimeError) as error:
         # RuntimeError: no thread can be started. What goes wrong later, in a thread, is logged.
-        output.complain(str(error))
+        output.complain(f"{error}{_as_whom(error)}")
         return 1
+
+
+def _as_whom(error: Exception) -> str:
+    if os.geteuid() == 0 or "denied" not in str(error):
+        return ""
+    return " (as another user than root give --state-dir, --zds and --control)"
 
 
 def run(settings: Settings) -> int:
@@ -90,8 +96,15 @@ def _listen(settings: Settings, path: str, kind: socket.SocketKind) -> SocketFil
 
 def _make_directory(path: str) -> None:
     """One directory, as `/run/pyztun` after a boot; what is above it is the user's to make."""
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        raise PyztunError(f"{path}: there is no {parent}, and only the last part is made") from None
+    except OSError as error:
+        raise PyztunError(f"{path}: {error.strerror}") from error
 
 
 class Agent:

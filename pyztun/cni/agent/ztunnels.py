@@ -112,7 +112,13 @@ class Ztunnels:
         self._pace = Pace(ACCEPTS_A_SECOND, ACCEPT_BURST, self._loop.time())
         self._connections: dict[int, Ztunnel] = {}
         self._count = 0
+        self._last_end = ""
         self._acceptor = Acceptor(listener, self._accepted, log, self._wait_for_pace)
+
+    @property
+    def last_end(self) -> str:
+        """Which ztunnel was the last one to end, and why; empty if that was its own doing."""
+        return self._last_end
 
     def __iter__(self) -> Iterator[Ztunnel]:
         """Oldest first."""
@@ -191,6 +197,10 @@ class Ztunnels:
 
     def _gone(self, ztunnel: Ztunnel, level: str, event: str, **why: object) -> None:
         self._take_out(ztunnel)
+        if not (ztunnel.has_begun or ztunnel.was_dropped):
+            return  # nobody knew of it: somebody who looks whether there is an agent
+        dropped = f"ztunnel {ztunnel.number} was dropped: {why.get('reason')}"
+        self._last_end = dropped if ztunnel.was_dropped else ""
         self._log.event(level, event, **ztunnel.shown(), **why)
         self._events.connections_changed()
         self._say_what_is_due()  # who is the newest now may have missed something

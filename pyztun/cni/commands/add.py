@@ -112,6 +112,10 @@ def _add(given: Given, control: str, timeout: float) -> int:
             kept = refused.workload if refused.code != "netns-taken" else None
             rest = f" (uid {kept.get('uid')})" if kept else ""
             return frame.fail(_about(reference, f"{refused.reason}{rest}"))
+        except KeyboardInterrupt:
+            return frame.fail(
+                f"{reference}: interrupted (`pyztun-cni list` tells what became of it)"
+            )
         except client.NoAnswer as error:
             return frame.fail(f"{reference}: {error} (`pyztun-cni list` tells what became of it)")
     if given.is_json:

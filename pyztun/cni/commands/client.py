@@ -101,6 +101,9 @@ def _connect(control: str, deadline: float) -> Channel:
     try:
         return Channel.connect(control, timeout=_left(deadline))
     except SyscallError as error:
+        if error.errno == errno.EACCES:
+            allowed = "root may, or a uid of the agent's --allow-uid with its --mode and --group"
+            raise NoAgent(f"connect {control}: EACCES: {allowed}") from error
         if error.errno not in NOBODY:
             raise NoAgent(str(error)) from error
         name = errno.errorcode[error.errno]

@@ -21,8 +21,8 @@ usage: pyztun-cni del [OPTIONS] UID|NETNS
 
 Ends a workload: every ztunnel is told to stop serving it, and the agent forgets it, also one that
 is pending. The word is a uid first, else the NETNS with which it was added (a path, or a bare name
-for one under /run/netns), which need not exist any more. Where it means two workloads, neither is
-touched.
+for one under /run/netns), which need not exist any more, or cookie:N. Where it means two
+workloads, neither is touched.
 
 options:
 {OPTIONS}
