@@ -50,8 +50,7 @@ class Store:
         self.salvaged = 0
         try:
             self.set_aside = salvage.finish(self.path)
-            self._db = _open(self.path)
-            self._workloads = [rows.workload_of(row) for row in self._db.execute(rows.SELECT)]
+            self._db, self._workloads = _read(self.path)
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from error
         except (sqlite3.DatabaseError, ValueError) as error:
@@ -63,8 +62,6 @@ class Store:
         self.salvaged = len(self._workloads) if self.set_aside else 0
 
     def _begin_anew(self) -> None:
-        with contextlib.suppress(AttributeError, sqlite3.Error):
-            self._db.close()
         try:
             self._workloads, self.set_aside = salvage.replace(self.path, _make)
             self._db = _open(self.path)
@@ -118,6 +115,16 @@ def _check_directory(directory: str) -> None:
             f"{directory} belongs to, or is writable for, others, who could change the registry: "
             "use a directory of your own"
         )
+
+
+def _read(path: str) -> tuple[sqlite3.Connection, list[Workload]]:
+    """An open registry, and what is in it. OSError, sqlite3.Error, ValueError."""
+    db = _open(path)
+    try:
+        return db, [rows.workload_of(row) for row in db.execute(rows.SELECT)]
+    except BaseException:
+        db.close()
+        raise
 
 
 def _open(path: str) -> sqlite3.Connection:
