@@ -3,10 +3,16 @@
  */
 #include "zds_known.h"
 
-/* The upper bits of a product depend on every bit of NUMBER; the factor is 2^64 / phi. */
+/*
+ * The finalizer of MurmurHash3. The inodes of netns that are made in a row are an arithmetic
+ * progression, of which a single multiplication makes another one: by some strides they all met in
+ * few cells.
+ */
 static size_t cell_of(uint64_t number)
 {
-    return (size_t)(number * 0x9e3779b97f4a7c15u >> (64 - PZ_KNOWN_BITS));
+    number = (number ^ number >> 33) * 0xff51afd7ed558ccdu;
+    number = (number ^ number >> 33) * 0xc4ceb9fe1a85ec53u;
+    return (size_t)(number >> (64 - PZ_KNOWN_BITS));
 }
 
 size_t pz_known_cell_of_inode(uint64_t inode)

@@ -297,9 +297,28 @@ static void a_stranger_of_the_same_hash_is_not_taken(void)
     close_line(&line);
 }
 
+/* The kernel gives the inodes of netns made in a row in steps, of any size. */
+static void inodes_in_steps_are_spread(void)
+{
+    enum { HELD = 1000, MORE = 100, STEPS = 2000 };
+
+    for (unsigned step = 1; step < STEPS; step++) {
+        struct pz_known *known = nobody();
+        unsigned hits = 0;
+        in_row("step %u", step);
+        for (unsigned i = 0; i < HELD; i++)
+            pz_known_add(known, 4026531840u + i * (uint64_t)step, NULL, 0);
+        for (unsigned i = HELD; i < HELD + MORE; i++)
+            hits += known->inodes[pz_known_cell_of_inode(4026531840u + i * (uint64_t)step)] != 0;
+        CHECK(hits < MORE / 5);
+        free(known);
+    }
+}
+
 int main(void)
 {
     static const struct test tests[] = {
+        TEST(inodes_in_steps_are_spread),
         TEST(either_of_the_two_is_enough),
         TEST(a_netns_alone),
         TEST(whoever_is_counted_is_never_new),
