@@ -38,7 +38,9 @@ def cell(uid: str) -> int:
     number = 0xCBF29CE484222325
     for byte in uid.encode():
         number = (number ^ byte) * 0x100000001B3 % 2**64
-    return number * 0x9E3779B97F4A7C15 % 2**64 >> 64 - CELL_BITS
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        number = (number ^ number >> 33) * factor % 2**64
+    return number >> 64 - CELL_BITS
 
 
 def twin(uid: str) -> str:
