@@ -118,10 +118,8 @@ class NetNs:
         """
         if not isinstance(reference, str):
             return cls.of(reference)
-        kind, colon, number = reference.partition(":")
-        # Ten digits hold every pid and fd; a longer number names nothing, and int() has limits.
-        is_number = number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS
-        if colon and kind in ("pid", "fd") and is_number:
+        if numbered := numbered_reference(reference):
+            kind, number = numbered
             if kind == "pid":
                 return cls.from_path(f"/proc/{number}/ns/net", reference)
             return cls(_duplicate(int(number), reference), reference)
@@ -433,6 +431,14 @@ class NetNs:
             return f"<NetNs {self.reference} closed>"
         inode = f"inode {self._identity[1]}"
         return f"<NetNs {self.reference}{'' if inode in self.reference else f' {inode}'}>"
+
+
+def numbered_reference(reference: str) -> tuple[str, str] | None:
+    """``pid`` or ``fd`` and the digits of a reference of that form; None for any other one."""
+    kind, colon, number = reference.partition(":")
+    # Ten digits hold every pid and fd; a longer number names nothing, and int() has limits.
+    is_number = number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS
+    return (kind, number) if colon and kind in ("pid", "fd") and is_number else None
 
 
 def open_namespace(path: str, reference: str, *, follow: bool = True) -> OwnedFd:

@@ -21,7 +21,7 @@ next request, pkg/nodeagent/ztunnelserver.go).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from pyztun.errors import ProtocolError
 from pyztun.protocol import zds
@@ -206,10 +206,21 @@ class Conversation:
         return self._due and self._due[1]
 
 
-def newest(conversations: Iterable[Conversation]) -> Conversation | None:
+class HasPhase(Protocol):
+    """A conversation, or whoever has one."""
+
+    @property
+    def phase(self) -> str:
+        """HELLO, SNAPSHOT or STEADY."""
+
+
+T = TypeVar("T", bound=HasPhase)
+
+
+def newest(connected: Iterable[T]) -> T | None:
     """The one that gets the Adds: the last in the order of connection that has said its Hello."""
     found = None
-    for each in conversations:
+    for each in connected:
         if each.phase != HELLO:
             found = each
     return found

@@ -27,10 +27,29 @@ SECONDS = 5.0
 
 _CREDENTIALS = struct.Struct("iII")
 
-P = TypeVar("P", bound="Peer")
+C = TypeVar("C", bound="Closing")
 
 
-class Peer:
+class Closing:
+    """A with-block at whose end it is closed."""
+
+    def close(self) -> None:
+        """Lets go of everything. Idempotent."""
+        raise NotImplementedError
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Peer(Closing):
     """A connection, of which every packet may be right or wrong. One thread at a time.
 
     :param sock: a connected seqpacket socket; ownership passes to the peer.
@@ -105,14 +124,3 @@ class Peer:
     def close(self) -> None:
         """Closes the connection, as a death does. Idempotent."""
         self._socket.close()
-
-    def __enter__(self: P) -> P:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

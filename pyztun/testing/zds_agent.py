@@ -15,12 +15,10 @@ from typing import NamedTuple
 
 from pyztun import NetNs, ProtocolError
 from pyztun.protocol import zds
-from pyztun.testing.zds import SECONDS, Peer
+from pyztun.testing.zds import SECONDS, Closing, Peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pyztun import Descriptor, Reference
 
     Netns = Reference | Descriptor
@@ -41,7 +39,7 @@ class Answer(NamedTuple):
         return not self.error
 
 
-class ScriptedAgent:
+class ScriptedAgent(Closing):
     """Listens as a node agent does; each ztunnel that dials is accepted by the test.
 
     One thread at a time.
@@ -94,17 +92,6 @@ class ScriptedAgent:
             self._socket.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
-
-    def __enter__(self) -> ScriptedAgent:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class AgentConnection(Peer):

@@ -15,17 +15,17 @@ from time import monotonic, sleep
 
 from pyztun import NetNs, NotANetns, OwnedFd, ProtocolError, PyztunError
 from pyztun.protocol import zds
-from pyztun.testing.zds import SECONDS, Peer
+from pyztun.testing.zds import SECONDS, Closing, Peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 RETRY = 0.005  # seconds between two attempts to connect
 FOR_EVER = 1e6  # seconds: hang_up() ends such a wait
 
 
-class ZdsRequest:
+class ZdsRequest(Closing):
     """A request that has come; it is answered by ack(), nack() or answer_twice(), or not at all.
 
     Answers are paired by their order alone: whoever answers a later one first says that the earlier
@@ -73,17 +73,6 @@ class ZdsRequest:
         """Closes the netns, unless it was taken over. Idempotent."""
         if self.netns is not None:
             self.netns.close()
-
-    def __enter__(self) -> ZdsRequest:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<ZdsRequest {self.message}>"
@@ -172,7 +161,7 @@ def _connects(sock: socket.socket, path: str, deadline: float) -> bool:
     return False
 
 
-class AckingZtunnel:
+class AckingZtunnel(Closing):
     """A ztunnel whose own thread agrees to everything, and remembers who is where.
 
     A descriptor that is no netns is refused; what breaks the protocol ends it. Its methods may be
@@ -295,14 +284,3 @@ class AckingZtunnel:
             elif isinstance(request.message, zds.SnapshotSent):
                 self._has_snapshot = True
             self._changed.notify_all()
-
-    def __enter__(self) -> AckingZtunnel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

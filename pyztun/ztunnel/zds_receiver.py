@@ -239,21 +239,32 @@ class ZdsReceiver:
             self._agree()
 
     def _try_first(self, action: str, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
-        request = self._request
-        waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
-        request.fd = -1
+        waiting = self._asked_for(uid, info)
         reason = self._attempt(action, waiting, failed)
+        self._settle(waiting, reason)
         if not reason:
-            self._pending.drop(uid)
-            waiting.netns.close()
             self._agree()
             return
-        self._state.failed(uid, waiting.inode)
-        self._pending.put(waiting)
-        waiting.failed(reason)
         self._refuse(
             f"{reason}; pending, will be tried again", uid=printable(uid), netns=waiting.cookie
         )
+
+    def _asked_for(self, uid: str, info: zds.WorkloadInfo) -> Waiting:
+        """The workload of this request, whose descriptor it takes over."""
+        request = self._request
+        waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
+        request.fd = -1
+        return waiting
+
+    def _settle(self, waiting: Waiting, reason: str) -> None:
+        """After the first attempt: it is served, or pending for this reason."""
+        if reason:
+            self._state.failed(waiting.uid, waiting.inode)
+            self._pending.put(waiting)
+            waiting.failed(reason)
+        else:
+            self._pending.drop(waiting.uid)
+            waiting.netns.close()
 
     def _try_again(self, waiting: Waiting) -> None:
         action = states.ADDS[self._state.relation(waiting.uid, waiting.inode)]
@@ -291,17 +302,8 @@ class ZdsReceiver:
 
     def _serve(self, uid: str, info: zds.WorkloadInfo, listeners: list[int]) -> None:
         """What follows the ACK of an Add that C has taken."""
-        request = self._request
-        waiting = Waiting(uid, info, OwnedFd(request.fd), request.inode, request.cookie)
-        request.fd = -1
-        reason = self._hold(waiting, listeners)
-        if reason:
-            self._state.failed(uid, waiting.inode)
-            self._pending.put(waiting)
-            waiting.failed(reason)
-        else:
-            self._pending.drop(uid)
-            waiting.netns.close()
+        waiting = self._asked_for(uid, info)
+        self._settle(waiting, self._hold(waiting, listeners))
 
     def _hold(self, waiting: Waiting, listeners: list[int]) -> str:
         """Has the listeners (owned from now on) answered. Why not, or nothing."""

@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from support.pods import Pod
 from support.programs import Daemon, cni, program
 from support.zds_peers import ZtunnelPeer
+from support.zt_zds import becomes
 
 PORTS = (15008, 15006, 15001)
 
@@ -113,15 +113,6 @@ def running(peer: ZtunnelPeer) -> dict[str, int]:
     """Inode by uid of what it serves."""
     found: dict[str, int] = peer.status()["running"]
     return found
-
-
-def becomes(holds: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def serves(pod: Pod) -> bool:

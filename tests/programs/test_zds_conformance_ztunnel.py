@@ -6,7 +6,6 @@ The agent knows nothing of pyztun; that what was acknowledged is really served i
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from support import leaks
 from support.pods import Canary, Pod
 from support.programs import Daemon
 from support.zds_peers import AgentPeer
+from support.zt_zds import becomes
 
 pytestmark = pytest.mark.needs_named_netns
 
@@ -127,16 +127,6 @@ def test_a_pod_whose_port_is_taken(agent: AgentPeer, zds: Daemon, make_pod: Make
     assert agent.ask("quiet 0.2") == {"quiet": True}  # it has no way to say so
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether it comes true in that time: a stranger's descriptors are closed by a thread."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
 def occupy(pod: Pod) -> list[socket.socket]:
     with NetNs.from_path(pod.path) as opened:
         return opened.listen(("0.0.0.0", 15008))
@@ -205,7 +195,8 @@ def test_whatever_an_agent_says_nothing_stops(
     assert not serves(other)
     assert acked(agent.ask(f"add u {pod.path}"))
     assert acked(agent.ask("sent"))
-    assert eventually(lambda: len(leaks.open_fds(zds.pid)) == len(before))
+    # A stranger's descriptors are closed by a thread.
+    assert becomes(lambda: len(leaks.open_fds(zds.pid)) == len(before), 10)
     assert zds.process.poll() is None
 
 

@@ -332,10 +332,17 @@ def blocker(pod: Pod, port: int = 15008) -> socket.socket:
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 15) -> None:
     """Asks until it is so; fails after so many seconds."""
+    assert becomes(condition, seconds), f"not in {seconds} s: {what}"
+
+
+def becomes(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    """Asks until it is so; whether it came true in so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        if time.monotonic() >= deadline:
+            return False
         os.sched_yield()
+    return True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pyztun.cni.agent.lifecycle import REFUSED
 from pyztun.cni.agent.requests import Refusal
 from pyztun.cni.agent.status import DescriptorStatus, ReconcileStatus, Status, ZtunnelStatus
 from pyztun.cni.agent.store import StoreError
-from pyztun.cni.agent.workload import DEGRADED, PENDING, READY, Spec, Workload
+from pyztun.cni.agent.workload import DEGRADED, PENDING, READY, Spec, Workload, printable
 from pyztun.protocol.zds import WorkloadInfo
 
 TYPE_CHECKING = False
@@ -116,7 +116,7 @@ class Core:
             uid = wanted.uid or self._uid_of(reference, opened)
             if wanted.uid is None and uid not in self._registry.workloads:
                 uid = self._uid_by_reference(reference) or uid
-            name = wanted.name or _printable(references.last_part(reference))
+            name = wanted.name or printable(references.last_part(reference))
             info = WorkloadInfo(name, wanted.namespace, wanted.service_account)
             requests.check_size(uid, info)
             self._refuse_another_uid(uid, opened, wanted)
@@ -150,11 +150,7 @@ class Core:
         return None
 
     def _refuse_another_uid(self, uid: str, opened: Opened, wanted: Wanted) -> None:
-        holder = self._registry.holder(opened)
-        if holder is None or holder.uid == uid:
-            return
-        self._life.check(holder)  # it may have been replaced just now
-        holder = self._registry.holder(opened)
+        holder = self._life.other_holder(opened, uid)
         if holder is not None:
             raise Refusal(
                 requests.NETNS_TAKEN,
@@ -339,10 +335,6 @@ class Core:
             awaiting=ztunnel.awaiting or None,
             refused=dict(conversation.refused),
         )
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(os.fsencode(name))[2:-1]
 
 
 def _real_path_of(workload: Workload) -> str | None:

@@ -113,13 +113,13 @@ class Lifecycle:
         """Compares its reference with what is held, and does what follows."""
         if self._look(workload):
             self._tell(workload.uid)
+            if not self._looking:
+                self._check_blocked()
 
     def _tell(self, uid: str) -> None:
         """What is held for it is another thing now, or nothing."""
         self.ztunnels.changed(uid)
         self.judge(uid)
-        if not self._looking:
-            self._check_blocked()
 
     def _check_blocked(self) -> None:
         """A netns was let go of, perhaps: whose is it that others were waiting for?"""
@@ -128,8 +128,7 @@ class Lifecycle:
             if workload is None:
                 self._blocked.pop(uid, None)
             elif self._look(workload):
-                self.ztunnels.changed(uid)
-                self.judge(uid)
+                self._tell(uid)
 
     def _look(self, workload: Workload) -> bool:
         """Whether anything is another than before."""
@@ -153,12 +152,20 @@ class Lifecycle:
         self._registry.trust(workload)
         return changed
 
-    def _found_another(self, workload: Workload, opened: Opened) -> bool:
+    def other_holder(self, opened: Opened, uid: str) -> Workload | None:
+        """Which workload but this uid's has that netns, once it was looked at whether it still has.
+
+        It may have been replaced just now, or be one of two that change places.
+        """
         holder = self._registry.holder(opened)
-        if holder is not None and holder.uid not in self._looking:
-            self.check(holder)  # it may have let go of it: two that change places
+        if holder is not None and holder.uid != uid and holder.uid not in self._looking:
+            self.check(holder)
             holder = self._registry.holder(opened)
-        if holder is not None and holder is not workload:
+        return None if holder is None or holder.uid == uid else holder
+
+    def _found_another(self, workload: Workload, opened: Opened) -> bool:
+        holder = self.other_holder(opened, workload.uid)
+        if holder is not None:
             opened.netns.close()
             self._blocked[workload.uid] = None
             return self._found_gone(workload, f"its netns is workload {holder.uid}")
@@ -207,6 +214,7 @@ class Lifecycle:
         self._unknown.pop(uid, None)
         self._blocked.pop(uid, None)
         self._tell(uid)
+        self._check_blocked()
         self.ztunnels.again(uid)
 
     def _offer_again(self, uid: str) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from pyztun.netns import MAX_DIGITS, NAMES
+from pyztun.netns import NAMES, numbered_reference
 
 OURS = re.compile(r"/+proc/+(thread-)?self(/|$)")
 """What would mean ourselves, and meant the caller."""
@@ -22,18 +22,14 @@ START_TIME = 19
 
 def normal(written: str) -> str | None:
     """The form in which a reference is kept; None if it is none, or means another thing here."""
-    kind, colon, number = written.partition(":")
-    if colon and kind in ("pid", "fd") and _is_number(number):
+    if numbered := numbered_reference(written):
+        kind, number = numbered
         return f"{kind}:{int(number)}"
     if written.startswith("/"):
         return None if OURS.match(written) else written
     if "/" in written or written in ("", ".", ".."):
         return None
     return f"{NAMES}/{written}"
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def path_of(reference: str) -> str | None:

@@ -135,11 +135,10 @@ class Registry:
         """On disk first; then it is gone. StoreError, and nothing has changed."""
         self._store.remove(workload.uid)
         self._release(workload)
-        for each in (self.missing, self.workloads, self._changed, self._moved):
-            if isinstance(each, set):
-                each.discard(workload.uid)
-            else:
-                each.pop(workload.uid, None)
+        self.missing.discard(workload.uid)
+        del self.workloads[workload.uid]
+        self._changed.pop(workload.uid, None)
+        self._moved.pop(workload.uid, None)
 
     def _hold(self, workload: Workload, opened: Opened) -> None:
         workload.netns = opened.netns

@@ -35,7 +35,7 @@ class Store:
     """The table of workloads. Every call is a transaction of its own, or fails as a whole.
 
     May be made in one thread and used by another, one at a time. Writes go to the page cache, and
-    at times to the disk: a call takes some 20 us, rarely as long as an fsync().
+    at times to the disk: a call rarely takes as long as an fsync().
     """
 
     def __init__(self, directory: str) -> None:

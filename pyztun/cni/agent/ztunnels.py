@@ -67,14 +67,19 @@ class Ztunnel:
         self._poll.register(channel.fileno(), select.POLLIN)
 
     @property
+    def phase(self) -> str:
+        """Of its conversation."""
+        return self.conversation.phase
+
+    @property
     def has_begun(self) -> bool:
         """Whether it has said Hello: before that it is told nothing."""
-        return self.conversation.phase != HELLO
+        return self.phase != HELLO
 
     @property
     def awaiting(self) -> str:
         """What its next message is due for; empty for nothing."""
-        if self.conversation.phase == HELLO:
+        if not self.has_begun:
             return "Hello"
         due = self.conversation.due
         return "" if due is None else type(due).__name__
@@ -127,8 +132,7 @@ class Ztunnels:
     @property
     def newest(self) -> Ztunnel | None:
         """The one that gets the Adds: the last that was accepted and has said Hello."""
-        found = newest(each.conversation for each in self._connections.values())
-        return next((each for each in self if each.conversation is found), None)
+        return newest(self._connections.values())
 
     def changed(self, uid: str) -> None:
         """What is offered of this uid is another thing now, or is to be offered again."""

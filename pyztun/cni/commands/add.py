@@ -15,7 +15,7 @@ from pyztun.cni.commands.text import shown
 from pyztun.cni.commands.words import OPTIONS
 from pyztun.cni.output import tell
 from pyztun.errors import SyscallError
-from pyztun.netns import MAX_DIGITS, NAMES, NetNs
+from pyztun.netns import NAMES, NetNs, numbered_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def main(words: Sequence[str]) -> int:
 
 def absolute(reference: str) -> str:
     """The reference as it reads from any working directory. OSError: ours is gone."""
-    kind, colon, number = reference.partition(":")
-    is_number = number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS
-    if colon and kind in ("pid", "fd") and is_number:
+    if numbered_reference(reference):
         return reference
     if "/" not in reference:
         return f"{NAMES}/{reference}"
