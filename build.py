@@ -1,4 +1,4 @@
-"""Defines the cffi builders. The interface is cut out of csrc/pyztun.h, never retyped.
+"""Defines the cffi builders. Each interface is cut out of its header in csrc, never retyped.
 
 A hand-copied cdef with a wrong integer width compiles without a warning and returns garbage, so the
 one header that the C compiler checks is also what cffi reads.
@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = [
+CORE = [
     "csrc/closer.c",
     "csrc/fdpass.c",
     "csrc/handoff.c",
@@ -33,9 +33,27 @@ HEADERS = [
     "csrc/closer.h",
     "csrc/internal.h",
     "csrc/pyztun.h",
+    "csrc/relay.h",
+    "csrc/relay_internal.h",
     "csrc/request.h",
     "csrc/seats.h",
     "csrc/zds_known.h",
+]
+# A second extension, which only services that relay load: the first one stays quick to import.
+RELAY = [
+    "csrc/relay.c",
+    "csrc/relay_door.c",
+    "csrc/relay_flow.c",
+    "csrc/relay_journal.c",
+    "csrc/relay_log.c",
+    "csrc/relay_pump.c",
+    "csrc/relay_verdict.c",
+    # Of the core, compiled once more: how a socket is made in a pod.
+    "csrc/fdpass.c",
+    "csrc/listen.c",
+    "csrc/netns.c",
+    "csrc/thread.c",
+    "csrc/visit.c",
 ]
 BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
 CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow", "-fvisibility=hidden"]
@@ -56,14 +74,20 @@ def sanitizer_flags() -> list[str]:
     return [f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-fno-wrapv", "-g", "-O1"]
 
 
-ffibuilder = FFI()
-ffibuilder.cdef(cut_cdef((ROOT / "csrc/pyztun.h").read_text()))
-ffibuilder.set_source(
-    "pyztun._core",
-    '#include "pyztun.h"',
-    sources=SOURCES,
-    depends=HEADERS,
-    include_dirs=["csrc"],
-    extra_compile_args=CFLAGS + sanitizer_flags(),
-    extra_link_args=["-pthread", *sanitizer_flags()],
-)
+def builder(module: str, header: str, sources: list[str]) -> FFI:
+    made = FFI()
+    made.cdef(cut_cdef((ROOT / "csrc" / header).read_text()))
+    made.set_source(
+        module,
+        f'#include "{header}"',
+        sources=sources,
+        depends=HEADERS,
+        include_dirs=["csrc"],
+        extra_compile_args=CFLAGS + sanitizer_flags(),
+        extra_link_args=["-pthread", *sanitizer_flags()],
+    )
+    return made
+
+
+ffibuilder = builder("pyztun._core", "pyztun.h", CORE)
+relay_builder = builder("pyztun._relay", "relay.h", RELAY)

@@ -1,4 +1,4 @@
-"""The part of the build that pyproject.toml cannot say: the cffi extension and its wheel tag."""
+"""The part of the build that pyproject.toml cannot say: the cffi extensions and their wheel tag."""
 
 import sysconfig
 
@@ -8,6 +8,6 @@ from setuptools import setup
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
-    cffi_modules=["build.py:ffibuilder"],
+    cffi_modules=["build.py:ffibuilder", "build.py:relay_builder"],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if limited else {},
 )

@@ -25,6 +25,10 @@ from bench import (
     peers,
     pods,
     programs,
+    relay_connections,
+    relay_idle,
+    relay_ping,
+    relay_throughput,
     report,
     seed,
     zds,
@@ -48,6 +52,7 @@ class Measurable(Protocol):
 # The pods come last: the kernel takes its time to tear a thousand of them down.
 MODULES: tuple[Measurable, ...] = (
     *(listen, listen_main, fdpass, peers, seed, zds, oneshot),
+    *(relay_throughput, relay_connections, relay_ping, relay_idle),
     *(agent_add, pods, zds_pods, zds_snapshot, agent, agent_start),
 )
 ROWS = {module.NAME: module for module in MODULES}
@@ -57,7 +62,7 @@ def main() -> int:
     asked = _parse()
     if asked.list:
         for row in MODULES:
-            print(f"{row.NAME:14}{row.TITLE} ({row.ROUNDS} rounds)")
+            print(f"{row.NAME:18}{row.TITLE} ({row.ROUNDS} rounds)")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -72,6 +72,10 @@ class Workshop:
         return self._compile("client.c", "client_zds.c")
 
     @functools.cached_property
+    def relay_load(self) -> str:
+        return self._compile("relay_load.c")
+
+    @functools.cached_property
     def go_receiver(self) -> str:
         """The receiver that a stranger would write in Go, from the peers of the tests. Skipped."""
         if go() is None:

@@ -86,7 +86,8 @@ def _budget(check: Check) -> Text:
     if check.budget is None:
         return Text()
     aim = f", aim {check.aim:g}" if check.aim is not None else ""
-    text = Text(f"{check.budget:g}{aim}: ")
+    bound = ">= " if check.at_least else ""
+    text = Text(f"{bound}{check.budget:g}{aim}: ")
     return text.append(check.verdict, STYLES.get(check.verdict, ""))
 
 
@@ -170,6 +171,7 @@ def _check(check: Check) -> dict[str, object]:
         "unit": check.unit,
         "middle_half": check.middle,
         "budget": check.budget,
+        "at_least": check.at_least,
         "aim": check.aim,
         "verdict": check.verdict if check.budget is not None else None,
     }

@@ -39,6 +39,7 @@ class Check:
     :ivar unit: ``x`` for a ratio, else a unit such as KiB.
     :ivar budget: the number must not be above it; None: for information only.
     :ivar aim: what we would like, beyond the budget.
+    :ivar at_least: the number must not be below its budget instead.
     :ivar middle: the middle half of what the number is the median of.
     :ivar contender: of a ratio, what is compared with ``base``; else empty.
     """
@@ -51,10 +52,13 @@ class Check:
     middle: tuple[float, float] | None = None
     contender: str = ""
     base: str = ""
+    at_least: bool = False
 
     @property
     def over(self) -> bool:
-        return self.budget is not None and self.value > self.budget
+        if self.budget is None:
+            return False
+        return self.value < self.budget if self.at_least else self.value > self.budget
 
     @property
     def verdict(self) -> str:
@@ -70,6 +74,8 @@ def ratio(
     base: str,
     budget: float | None = None,
     aim: float | None = None,
+    *,
+    at_least: bool = False,
 ) -> Check:
     """The median over the rounds of contender / base, each taken within one round."""
     pairs = zip(samples[contender], samples[base], strict=True)
@@ -83,6 +89,7 @@ def ratio(
         quartiles(values),
         contender,
         base,
+        at_least,
     )
 
 
@@ -110,7 +117,14 @@ class Row:
         return len(next(iter(self.samples.values()), ()))
 
     def compare(
-        self, contender: str, base: str, budget: float | None = None, aim: float | None = None
+        self,
+        contender: str,
+        base: str,
+        budget: float | None = None,
+        aim: float | None = None,
+        *,
+        at_least: bool = False,
     ) -> None:
         """Adds the ratio of two contenders; the first of a contender stands in its own line."""
-        self.checks.append(ratio(self.samples, contender, base, budget, aim))
+        check = ratio(self.samples, contender, base, budget, aim, at_least=at_least)
+        self.checks.append(check)

@@ -8,7 +8,7 @@ ztunnel, and its agent.
 
 from __future__ import annotations
 
-import socket
+import contextlib
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,11 +68,14 @@ def prove_served(pod: int) -> None:
     with NetNs.from_fd(pod) as netns:
         try:
             client = netns.connect(("127.0.0.1", PORT), timeout=programs.PATIENCE)
+        except ConnectionResetError:  # as ztunnel ends what is not redirected to it
+            return
         except OSError as error:
             raise programs.BenchError(
                 f"a workload of the snapshot is not served: {error}"
             ) from error
     with client:
         client.settimeout(programs.PATIENCE)
-        if client.recv(16, socket.MSG_WAITALL) != b"ok\n":
-            raise programs.BenchError("a workload of the snapshot is not answered")
+        with contextlib.suppress(ConnectionResetError):
+            client.recv(16)
+            raise programs.BenchError("a workload of the snapshot is not served")

@@ -26,7 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from pyztun._core import CData
+    from pyztun._core import FFI, CData as CData  # noqa: PLC0414  for who has a handle
+    from pyztun._relay import Lib as Relay
 
 MAX_FDS: int = lib.PZ_MAX_FDS
 MAX_LISTENERS: int = lib.PZ_MAX_LISTENERS
@@ -43,6 +44,13 @@ FREEBIND: int = lib.PZ_FREEBIND
 V6ONLY: int = lib.PZ_V6ONLY
 NONBLOCK: int = lib.PZ_NONBLOCK
 DGRAM: int = lib.PZ_DGRAM
+
+
+def load_relay() -> tuple[FFI, Relay]:
+    """The second extension, ``_relay``: for services that relay, and not before they do."""
+    from pyztun import _relay
+
+    return _relay.ffi, _relay.lib
 
 
 def check(rc: int, syscall: str, subject: str) -> int:
@@ -239,6 +247,11 @@ def home() -> OwnedFd:
 def prove_home(fd: int) -> None:
     """Shows that the calling thread could come back to ``fd``, its own netns. MissingCapability."""
     check(lib.pz_netns_prove_home(fd), "setns(home)", "")
+
+
+def move(fd: int, subject: str) -> None:
+    """Moves the calling thread into a netns, for good. For podside alone. MissingCapability."""
+    check(lib.pz_netns_move(fd), "setns", subject)
 
 
 def netns_cookie(fd: int, subject: str, home_fd: int = -1) -> int:

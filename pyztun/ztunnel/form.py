@@ -9,22 +9,24 @@ from pyztun.netns import NetNs
 
 if TYPE_CHECKING:
     from pyztun.service.log import Log
-    from pyztun.ztunnel.limits import Budget
+    from pyztun.ztunnel.answers import Answers
+    from pyztun.ztunnel.limits import Budget, Needs
     from pyztun.ztunnel.workloads import Workloads
 
 
 class Form(Protocol):
     """The seed form or the ZDS form.
 
-    :ivar listeners: descriptors that a workload holds.
-    :ivar max_peers: connections that it has at a time.
+    :ivar needs: what it needs of the fd table.
     """
 
-    listeners: int
-    max_peers: int
+    needs: Needs
 
     def open(self) -> None:
         """What must come before any thread. PyztunError."""
+
+    def answers(self, budget: Budget, log: Log, /) -> Answers:
+        """Who serves the connections of the pods. PyztunError."""
 
     def prepare(self, workloads: Workloads, budget: Budget, home: NetNs, log: Log) -> None:
         """All else that must come before run(). Takes over workloads until run() has returned."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pyztun import native
 from pyztun.addresses import listener_spec
+from pyztun.ztunnel.settings import SOCKS5_PORT
 
 if TYPE_CHECKING:
     from pyztun.service.log import Log
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 MARK = 0x539
 """SO_MARK of everything that ztunnel sends; in-pod rules do not capture it (RULES: 1337)."""
-SOCKS5_PORT = 15080
 
 NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 PRIVILEGED = ("setsockopt(SO_MARK)", "setsockopt(IP_TRANSPARENT)")
@@ -84,7 +84,7 @@ class InPod:
             "warning",
             "no-mark",
             reason=reason,
-            consequence="listeners without SO_MARK and IP_TRANSPARENT",
+            consequence="listeners without SO_MARK and IP_TRANSPARENT; nothing can be relayed",
         )
 
     def _plan(self, wanted: InPodSettings) -> native.ListenPlan:

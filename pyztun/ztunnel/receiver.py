@@ -15,13 +15,14 @@ import os
 from pyztun import native, waits
 from pyztun.errors import SyscallError
 from pyztun.protocol import seed
+from pyztun.ztunnel.workloads import Workload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from pyztun.service.log import Log
-    from pyztun.ztunnel.workloads import Workload, Workloads
+    from pyztun.ztunnel.workloads import Workloads
 
 DRAIN_TIME = 2.0
 """Seconds for the requests that are queued when the service is told to stop."""
@@ -121,7 +122,7 @@ class Receiver:
     def _hold(self, inode: int, cookie: int, listeners: list[int]) -> None:
         """What follows the answer."""
         try:
-            self._workloads.add(inode, cookie, listeners)
+            self._workloads.add(Workload(inode, cookie, listeners))
         except SyscallError as error:
             # Closed listeners refuse, which is better than ones that hang.
             self._log.event("error", "lost", netns=cookie, reason=str(error))

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from pyztun import native, waits
 from pyztun.socketfile import SocketFile
+from pyztun.ztunnel.answers import Responder
 from pyztun.ztunnel.form import not_workloads
+from pyztun.ztunnel.limits import MAX_CONNECTIONS, Needs
 from pyztun.ztunnel.receiver import Receiver
 from pyztun.ztunnel.settings import DEADLINE
 
 if TYPE_CHECKING:
     from pyztun.netns import NetNs
     from pyztun.service.log import Log
+    from pyztun.ztunnel.answers import Answers
     from pyztun.ztunnel.limits import Budget
     from pyztun.ztunnel.settings import SeedSettings
     from pyztun.ztunnel.workloads import Workloads
@@ -26,11 +29,20 @@ class SeedForm:
 
     def __init__(self, settings: SeedSettings) -> None:
         self._settings = settings
-        self.listeners, self.max_peers = len(settings.listeners), settings.max_peers
+        self.needs = Needs(
+            a_workload=len(settings.listeners),
+            peers=settings.max_peers,
+            connections=MAX_CONNECTIONS,
+            connections_share=8,
+        )
 
     def open(self) -> None:
         wanted = self._settings
         self._file = SocketFile.listen(wanted.socket, mode=wanted.mode, group=wanted.group)
+
+    def answers(self, budget: Budget, _log: Log) -> Answers:
+        """`ok`, as ever."""
+        return Responder(budget.max_connections, DEADLINE)
 
     def prepare(self, workloads: Workloads, budget: Budget, home: NetNs, log: Log) -> None:
         wanted, self._wake = self._settings, os.eventfd(0)

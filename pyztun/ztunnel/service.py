@@ -1,13 +1,14 @@
 """The life of the process: who runs in which thread, how it starts, how it ends.
 
-main        blocks in sigwait(); every other thread has all signals blocked
-handoff     a native wait and its policy (seed_form.py or zds_form.py); visits the pods
-responder   answers the connections of all pods; never leaves home
-log         writes stdout and stderr
+main          blocks in sigwait(); every other thread has all signals blocked
+handoff       a native wait and its policy (seed_form.py or zds_form.py); visits the pods
+connections   seed form: answers those of all pods; ZDS form: reads what became of them, while
+              threads in C relay them
+log           writes stdout and stderr
 
 An end is one chain: a signal -> the socket file goes, handoff is woken -> it ends with its peers
-and returns -> responder is woken -> it answers what is queued, the listeners close, it
-waits for its clients -> the process exits. A second signal cuts the chain.
+and returns -> connections is woken -> what is queued is served, the listeners close, it
+waits for what is open -> the process exits. A second signal cuts the chain.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from pyztun import native, waits
+from pyztun import native
 from pyztun.netns import NetNs
 from pyztun.service import life
 from pyztun.service.fdlimit import raise_fd_limit
 from pyztun.service.log import Log
 from pyztun.service.notify import notify
 from pyztun.ztunnel import limits
-from pyztun.ztunnel.settings import DEADLINE, SeedSettings
+from pyztun.ztunnel.settings import SeedSettings
 from pyztun.ztunnel.workloads import Workloads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pyztun.ztunnel.answers import Answers
     from pyztun.ztunnel.form import Form
     from pyztun.ztunnel.settings import Settings
 
@@ -38,9 +40,8 @@ GIL_PATIENCE = 0.0001
 
 The default of 5 ms is longer than the log needs for a burst of lines: a request would wait for all.
 """
-ACCEPT_QUEUED_TIME = 1.0
 STOP_TIME = 15.0
-"""Seconds for a step of a drain; its own limits add up to less, unless a thread is stuck."""
+"""Seconds for a drain beside what connections have; it takes less, unless a thread is stuck."""
 
 
 def run(settings: Settings) -> int:
@@ -50,13 +51,11 @@ def run(settings: Settings) -> int:
     form = _form_of(settings)
     with NetNs.current() as home:
         native.prove_home(home.fileno())
-        budget = limits.share_out(
-            raise_fd_limit(), form.listeners, form.max_peers, settings.max_workloads
-        )
+        budget = limits.share_out(raise_fd_limit(), form.needs, settings.max_workloads)
         form.open()
         log = Log("pyztun-ztunnel", settings.log_format)
         try:
-            return _serve(_Parts.make(form, budget, home, log))
+            return _serve(_Parts.make(form, budget, home, log), STOP_TIME + settings.drain)
         finally:
             form.leave()
             log.close()
@@ -70,76 +69,71 @@ def _form_of(settings: Settings) -> Form:
         return SeedForm(settings.form)
     from pyztun.ztunnel.zds_form import ZdsForm
 
-    return ZdsForm(settings.form)
+    return ZdsForm(settings.form, settings.log_format)
 
 
 @dataclass
 class _Parts:
-    """What the threads share. Each wake fd is written by main and read by one thread."""
+    """What the threads share."""
 
     log: Log
     form: Form
-    responder: waits.Responder
+    answers: Answers
     workloads: Workloads
-    responder_wake: int
 
     @classmethod
     def make(cls, form: Form, budget: limits.Budget, home: NetNs, log: Log) -> _Parts:
-        responder_wake = os.eventfd(0)
-        responder = waits.Responder(
-            responder_wake, max_connections=budget.max_connections, deadline=DEADLINE
-        )
-        workloads = Workloads(responder)
+        answers = form.answers(budget, log)
+        workloads = Workloads(answers)
         form.prepare(workloads, budget, home, log)
-        return cls(log, form, responder, workloads, responder_wake)
+        return cls(log, form, answers, workloads)
 
     def close(self) -> None:
         self.workloads.drop_all()
         self.form.close()
-        self.responder.close()
-        os.close(self.responder_wake)
+        self.answers.close()
 
 
-def _serve(parts: _Parts) -> int:
+def _serve(parts: _Parts, stop_time: float) -> int:
     handoff = life.Worker("handoff", parts.form.run, parts.log)
-    responder = life.Worker("responder", lambda: _respond(parts), parts.log)
-    responder.start()
+    connections = life.Worker("connections", lambda: _answer(parts), parts.log)
+    connections.start()
     handoff.start()
     notify("READY=1")
     stop_signals, stopping = life.stop_signals(), False
     patience: float = life.FOREVER
-    while not (handoff.ended and responder.ended):
+    while not (handoff.ended and connections.ended):
         received = life.next_signal(patience)
         if received is None:
-            parts.log.event("error", "stuck", seconds=STOP_TIME)
+            parts.log.event("error", "stuck", seconds=stop_time)
             return _end_at_once(parts)
         if received in stop_signals and stopping:
             return _end_at_once(parts)
-        if handoff.failed or responder.failed:
+        if handoff.failed or connections.failed:
             return _end_at_once(parts)
         if received in stop_signals:
-            stopping, patience = True, STOP_TIME
+            stopping, patience = True, stop_time
             parts.log.event("info", "draining", signal=signal.Signals(received).name)
             notify("STOPPING=1")
             parts.form.leave()
             parts.form.stop()
-        elif handoff.ended and not responder.ended:
+        elif handoff.ended and not connections.ended:
             # Nobody reads requests any more: their senders need not wait for the pods' clients.
             parts.form.close()
-            os.eventfd_write(parts.responder_wake, 1)
+            parts.answers.stop()
     parts.close()
     parts.log.event("info", "stopped")
     return 0
 
 
-def _respond(parts: _Parts) -> None:
-    """The responder thread. Behind run() it owns the workloads: the handoff thread has ended."""
-    parts.responder.run()
-    parts.responder.accept_queued(ACCEPT_QUEUED_TIME)
+def _answer(parts: _Parts) -> None:
+    """The connections thread. Behind run() it owns the workloads: the handoff thread has ended."""
+    parts.answers.run()
+    parts.answers.accept_queued()
     parts.workloads.drop_all()
-    still_open = parts.responder.finish(DEADLINE)
-    if still_open:
-        parts.log.event("warning", "cut", connections=still_open)
+    cut = parts.answers.finish()
+    if cut:
+        parts.log.event("warning", "cut", connections=cut)
 
 
 def _end_at_once(parts: _Parts) -> int:

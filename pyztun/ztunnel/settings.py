@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyztun import __version__, native
 from pyztun.addresses import listener_spec
 from pyztun.service.options import MAX_ID, Number, group, mode
+from pyztun.ztunnel import relay_env
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,9 +94,34 @@ class InPodSettings:
     backlog: int = 128
 
     @property
+    def all_ports(self) -> tuple[int, ...]:
+        """In the order in which they are made."""
+        return (*self.ports, SOCKS5_PORT) if self.socks5 else self.ports
+
+    @property
     def count(self) -> int:
         """How many there are."""
-        return len(self.ports) + self.socks5
+        return len(self.all_ports)
+
+
+@dataclass(frozen=True)
+class RelaySettings:
+    """What is done with the connections of pods in the ZDS form.
+
+    :ivar threads: of the relay.
+    :ivar connect_timeout: seconds for a destination to answer.
+    :ivar idle_timeout: seconds without a byte either way; 0: for ever.
+    :ivar half_close_timeout: the same once one side said FIN.
+    :ivar drain: seconds for open connections after SIGTERM.
+    :ivar access_log: path, ``-`` for standard error; empty for none.
+    """
+
+    threads: int = 2
+    connect_timeout: float = 10.0
+    idle_timeout: float = 0.0
+    half_close_timeout: float = 3600.0
+    drain: float = 5.0
+    access_log: str = "-"
 
 
 @dataclass(frozen=True)
@@ -109,6 +135,7 @@ class ZdsSettings:
     socket: str
     agents: tuple[int, ...]
     inpod: InPodSettings
+    relay: RelaySettings
 
 
 @dataclass(frozen=True)
@@ -123,9 +150,26 @@ class Settings:
     max_workloads: int
     log_format: str
 
+    @property
+    def drain(self) -> float:
+        """Seconds that open connections have after SIGTERM."""
+        return DEADLINE if isinstance(self.form, SeedSettings) else self.form.relay.drain
+
+
+SOCKS5_PORT = 15080
+MAX_SECONDS = 86400.0 * 365
 
 SEED_ONLY = ("listen", "mode", "group", "allow_home", "max_peers")
-ZDS_ONLY = ("bind", "socks5")
+ZDS_ONLY = (
+    "bind",
+    "socks5",
+    "threads",
+    "connect_timeout",
+    "idle_timeout",
+    "half_close_timeout",
+    "drain",
+    "access_log",
+)
 
 
 def parse(words: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -190,7 +234,15 @@ def _zds(
         socks5=asked.socks5,
         backlog=ZDS_BACKLOG if asked.backlog is None else asked.backlog,
     )
-    return ZdsSettings(path, (0, os.geteuid(), *asked.allow_uid), inpod)
+    relay = RelaySettings(
+        threads=asked.threads or relay_env.threads(parser, environ),
+        connect_timeout=asked.connect_timeout,
+        idle_timeout=asked.idle_timeout,
+        half_close_timeout=asked.half_close_timeout,
+        drain=relay_env.drain(parser, environ) if asked.drain is None else asked.drain,
+        access_log="" if asked.access_log == "off" else asked.access_log,
+    )
+    return ZdsSettings(path, (0, os.geteuid(), *asked.allow_uid), inpod, relay)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,11 +280,34 @@ def _parser() -> argparse.ArgumentParser:
     zds.add_argument("--bind", choices=("wildcard", "loopback"), default="wildcard",
         help="where 15008, 15006 and 15001 listen: [::], or 127.0.0.1 as in the seed form")
     zds.add_argument("--socks5", action="store_true", help="also listen on 127.0.0.1:15080")
+    zds.add_argument("--threads", metavar="N", type=Number(1, relay_env.MAX_THREADS),
+        help="that relay (default: as many as cores, at least 2)")
+    zds.add_argument("--connect-timeout", metavar="SECONDS", type=seconds, default=10.0,
+        help="for a destination to answer (default 10)")
+    zds.add_argument("--idle-timeout", metavar="SECONDS", type=seconds, default=0.0,
+        help="reset a connection without a byte either way for so long (default 0: never)")
+    zds.add_argument("--half-close-timeout", metavar="SECONDS", type=seconds, default=3600.0,
+        help="the same once one side has ended its half (default 3600; 0: never)")
+    zds.add_argument("--drain", metavar="SECONDS", type=seconds,
+        help="for open connections after SIGTERM (default 5)")
+    zds.add_argument("--access-log", metavar="FILE", default="-",
+        help="append a line for each connection; - is stderr, off is none (default -)")
     add("--log-format", choices=("human", "json"), default="human",
         help="of the log on stderr (default human)")
     add("--version", action="version", version=f"pyztun-ztunnel {__version__}")
     # fmt: on
     return parser
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds; argparse.ArgumentTypeError otherwise."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def address(text: str) -> tuple[str, int]:

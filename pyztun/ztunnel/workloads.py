@@ -2,8 +2,8 @@
 
 Key is the inode of the netns: the listeners pin the namespace, so as long as a workload is held its
 inode cannot be given to another one, and nsfs is one file system. The cookie is its name towards
-people, and after its path is gone. No netns fd is kept. One thread at a time: the handoff thread,
-and behind its end whoever ends the rest.
+people, and after its path is gone. One thread at a time: the handoff thread, and behind its end
+whoever ends the rest.
 """
 
 from __future__ import annotations
@@ -11,32 +11,40 @@ from __future__ import annotations
 import os
 
 from pyztun.errors import SyscallError
-from pyztun.waits import Responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyztun.fds import OwnedFd
+    from pyztun.ztunnel.answers import Answers
+
 
 class Workload:
-    """One netns and its listeners (owned)."""
+    """One netns and its listeners (owned).
 
-    __slots__ = ("cookie", "inode", "listeners")
+    :ivar netns: of its own (owned), where connections are made in it; else None.
+    :ivar names: name and namespace, where it was told any.
+    """
+
+    __slots__ = ("cookie", "inode", "listeners", "names", "netns")
 
     def __init__(self, inode: int, cookie: int, listeners: list[int]) -> None:
         self.inode, self.cookie, self.listeners = inode, cookie, listeners
+        self.netns: OwnedFd | None = None
+        self.names = ("", "")
 
 
 class Workloads:
     """All that is held.
 
     :ivar by_inode: to be read only.
-    :param responder: answers the connections.
+    :param answers: serves the connections.
     :ivar changes: counts what was added or dropped.
     """
 
-    def __init__(self, responder: Responder) -> None:
-        self._responder = responder
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
         self.changes = 0
         self.by_inode: dict[int, Workload] = {}
         self._by_cookie: dict[int, Workload] = {}
@@ -56,28 +64,35 @@ class Workloads:
         """The workload of that cookie."""
         return self._by_cookie.get(cookie)
 
-    def add(self, inode: int, cookie: int, listeners: list[int]) -> Workload:
-        """Holds a new workload and its listeners (owned from now on), and answers connections.
+    def add(self, workload: Workload) -> None:
+        """Holds a new workload (owned from now on), and serves its connections.
 
-        :raises SyscallError: nothing is held, the listeners are closed.
+        :raises SyscallError: nothing is held; the listeners are closed, its netns is not.
         """
-        workload = Workload(inode, cookie, listeners)
-        self.by_inode[inode] = self._by_cookie[cookie] = workload
+        self.by_inode[workload.inode] = self._by_cookie[workload.cookie] = workload
         self.changes += 1
         try:
-            self._responder.watch(listeners)
+            self._answers.watch(workload)
         except SyscallError:
+            workload.netns = None
             self.drop(workload)
             raise
-        return workload
+
+    def rename(self, workload: Workload, names: tuple[str, str]) -> None:
+        """It is called otherwise from now on."""
+        if names != workload.names:
+            workload.names = names
+            self._answers.rename(workload)
 
     def drop(self, workload: Workload) -> None:
         """Closes its listeners: nothing of ours is left in the pod."""
         del self.by_inode[workload.inode], self._by_cookie[workload.cookie]
         self.changes += 1
-        self._responder.forget(workload.listeners)
+        self._answers.forget(workload)
         for listener in workload.listeners:
             os.close(listener)
+        if workload.netns is not None:
+            workload.netns.close()
 
     def drop_all(self) -> None:
         """Closes every listener."""

@@ -9,11 +9,13 @@ from pyztun import waits
 from pyztun.ztunnel.agent_link import AgentLink
 from pyztun.ztunnel.form import not_workloads
 from pyztun.ztunnel.inpod import InPod
+from pyztun.ztunnel.limits import MAX_FLOWS, PIPES, Needs
 from pyztun.ztunnel.zds_receiver import ZdsReceiver
 
 if TYPE_CHECKING:
     from pyztun.netns import NetNs
     from pyztun.service.log import Log
+    from pyztun.ztunnel.answers import Answers
     from pyztun.ztunnel.limits import Budget
     from pyztun.ztunnel.settings import ZdsSettings
     from pyztun.ztunnel.workloads import Workloads
@@ -22,14 +24,27 @@ if TYPE_CHECKING:
 class ZdsForm:
     """See Form."""
 
-    max_peers = 1
-
-    def __init__(self, settings: ZdsSettings) -> None:
-        self._settings = settings
-        self.listeners = settings.inpod.count
+    def __init__(self, settings: ZdsSettings, log_format: str) -> None:
+        self._settings, self._log_format = settings, log_format
+        self.needs = Needs(
+            a_workload=settings.inpod.count + 1,  # and its netns
+            peers=1,
+            connections=MAX_FLOWS,
+            connections_share=2,
+            a_connection=2,
+            pipes=PIPES,
+            threads=settings.relay.threads,
+        )
 
     def open(self) -> None:
         """Nothing: the socket file is the agent's."""
+
+    def answers(self, budget: Budget, log: Log) -> Answers:
+        """The relay, which is loaded only now."""
+        from pyztun.ztunnel.relaying import Relaying
+
+        wanted = self._settings
+        return Relaying(wanted.relay, wanted.inpod.all_ports, budget, log, self._log_format)
 
     def prepare(self, workloads: Workloads, budget: Budget, home: NetNs, log: Log) -> None:
         wanted, self._wake = self._settings, os.eventfd(0)

@@ -26,12 +26,13 @@ from pyztun.protocol import zds
 from pyztun.protocol import zds_ztunnel as states
 from pyztun.protocol.seed import printable
 from pyztun.ztunnel.pending import NEVER, Pending, Waiting
+from pyztun.ztunnel.workloads import Workload
 
 if TYPE_CHECKING:
     from pyztun.service.log import Log
     from pyztun.ztunnel.agent_link import AgentLink
     from pyztun.ztunnel.inpod import InPod
-    from pyztun.ztunnel.workloads import Workload, Workloads
+    from pyztun.ztunnel.workloads import Workloads
 
 
 class ZdsReceiver:
@@ -236,6 +237,7 @@ class ZdsReceiver:
             self._stop(uid, "its listeners were destroyed")
             self._try_first(states.START, uid, info)
         else:
+            self._workloads.rename(held, _names(info))
             self._agree()
 
     def _try_first(self, action: str, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
@@ -264,7 +266,6 @@ class ZdsReceiver:
             waiting.failed(reason)
         else:
             self._pending.drop(waiting.uid)
-            waiting.netns.close()
 
     def _try_again(self, waiting: Waiting) -> None:
         action = states.ADDS[self._state.relation(waiting.uid, waiting.inode)]
@@ -307,10 +308,13 @@ class ZdsReceiver:
 
     def _hold(self, waiting: Waiting, listeners: list[int]) -> str:
         """Has the listeners (owned from now on) answered. Why not, or nothing."""
+        workload = Workload(waiting.inode, waiting.cookie, listeners)
+        workload.netns, workload.names = waiting.netns, _names(waiting.info)
         try:
-            self._workloads.add(waiting.inode, waiting.cookie, listeners)
+            self._workloads.add(workload)
         except SyscallError as error:
             return str(error)  # closed listeners refuse, which is better than ones that hang
+        workload.netns = OwnedFd(waiting.netns.detach())
         self._stop(waiting.uid, "replaced")
         self._state.served(waiting.uid, waiting.inode)
         self._wait.know(waiting.inode, waiting.uid)
@@ -338,3 +342,7 @@ class ZdsReceiver:
         self._workloads.drop(held)
         self._pending.try_soon(held.inode)
         self._log.event("info", "stopped", uid=printable(uid), netns=held.cookie, why=why)
+
+
+def _names(info: zds.WorkloadInfo) -> tuple[str, str]:
+    return info.name, info.namespace

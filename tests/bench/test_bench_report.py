@@ -101,6 +101,7 @@ def test_json_has_every_sample_and_every_check(tmp_path: Path) -> None:
         "unit": "x",
         "middle_half": row["checks"][0]["middle_half"],
         "budget": 1.05,
+        "at_least": False,
         "aim": 1.01,
         "verdict": "over",
     }

@@ -31,6 +31,10 @@ ROWS = {
     "seed": {"floor", "pyztun-ztunnel"},
     "zds": {"floor", "pyztun-ztunnel"},
     "oneshot": {"python -c pass", "import pyztun._core", "pyztun-cni"},
+    "relay-throughput": {"direct", "pyztun-ztunnel"},
+    "relay-connections": {"direct", "pyztun-ztunnel", "pyztun-ztunnel, access log"},
+    "relay-ping": {"direct", "pyztun-ztunnel"},
+    "relay-idle": {"pyztun-ztunnel"},
     "agent-add": {"python -c pass", "pyztun-cni add"},
     "pods": {"none held", "1000 held"},
     "zds-pods": {"none held", "1000 held"},
@@ -43,6 +47,10 @@ BUDGETED = {
     "seed": 2,
     "zds": 1,
     "oneshot": 1,
+    "relay-throughput": 1,
+    "relay-connections": 1,
+    "relay-ping": 1,
+    "relay-idle": 1,
     "agent-add": 1,
     "pods": 3,
     "zds-pods": 3,
@@ -50,7 +58,11 @@ BUDGETED = {
     "agent": 2,
     "agent-start": 1,
 }
-SLOW = ("seed", "pods", "zds-pods", "zds-snapshot", "agent", "agent-start")
+RELAYS = ("relay-throughput", "relay-connections", "relay-ping")
+SLOW = (
+    *("seed", *RELAYS, "relay-idle"),
+    *("pods", "zds-pods", "zds-snapshot", "agent", "agent-start"),
+)
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -81,8 +93,15 @@ def one_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 def optional(row: str) -> dict[str, bool]:
     """The contenders that this host may lack, and whether it has them."""
-    from bench import programs
+    from bench import programs, relay_haproxy
 
+    if row.startswith("relay-"):
+        try:
+            here = bool(relay_haproxy.program())
+        except programs.Skipped:
+            here = False
+        bulk = ["HAProxy for bulk"] if row == "relay-throughput" else []
+        return {"HAProxy": here, **dict.fromkeys(bulk, here)}
     if row == "seed":
         return {"Go receiver": programs.go() is not None}
     if row == "peers":
@@ -119,6 +138,8 @@ def test_row_measures_every_contender(name: str, tmp_path: Path) -> None:
     assert all(check["value"] > 0 for check in checks if check["unit"] == "x")
     budgeted = [check for check in checks if check["budget"] is not None]
     expected = BUDGETED.get(name, 0) - (name == "seed" and "Go receiver" not in present)
+    # An idle connection has a budget of its own; the other budgets of a relay are against HAProxy.
+    expected -= name in RELAYS and "HAProxy" not in present
     assert len(budgeted) == expected
     # Two rounds decide nothing, but the exit code has to follow whatever they decided.
     over = any(check["verdict"] == "over" for check in budgeted)

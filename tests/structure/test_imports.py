@@ -16,6 +16,7 @@ SHARED = ("protocol", "service", "testing")
 RANKS = {
     "errors": 0,
     "_core": 0,
+    "_relay": 0,
     "fds": 1,
     "stdio": 1,
     "native": 2,
@@ -38,6 +39,8 @@ PURE = (
     "cni.agent.uids",
     "cni.agent.views",
     "cni.arguments",
+    "cni.capture.rules",
+    "cni.capture.wire",
     "cni.commands.words",
     "protocol",
     "protocol.seed",

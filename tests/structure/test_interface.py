@@ -16,15 +16,18 @@ CSRC = REPOSITORY / "csrc"
 BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
 
 
-def cdef() -> str:
-    """The text between the markers, without comments."""
-    text = (CSRC / "pyztun.h").read_text().split(BEGIN)[1].split(END)[0]
+MODULES = {"_core": "pyztun.h", "_relay": "relay.h"}
+
+
+def cdef(module: str) -> str:
+    """The text between the markers of its header, without comments."""
+    text = (CSRC / MODULES[module]).read_text().split(BEGIN)[1].split(END)[0]
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
-def declared() -> set[str]:
+def declared(module: str) -> set[str]:
     """Constants, enumerators and functions of the cut header; structs have no name in `lib`."""
-    text = cdef()
+    text = cdef(module)
     names = set(re.findall(r"#define\s+(\w+)", text))
     for body in re.findall(r"enum\s+\w+\s*\{(.*?)\}", text, flags=re.DOTALL):
         names |= set(re.findall(r"\b(PZ_\w+)\s*(?:=[^,]*)?(?:,|$)", body.strip()))
@@ -32,9 +35,13 @@ def declared() -> set[str]:
     return names | set(re.findall(r"\b(pz_\w+)\s*\(", without_bodies))
 
 
-def stubbed() -> set[str]:
-    tree = ast.parse((REPOSITORY / "pyztun/_core.pyi").read_text())
-    lib = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Lib")
+def stub(module: str) -> ast.ClassDef:
+    tree = ast.parse((REPOSITORY / f"pyztun/{module}.pyi").read_text())
+    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Lib")
+
+
+def stubbed(module: str) -> set[str]:
+    lib = stub(module)
     names = {node.name for node in lib.body if isinstance(node, ast.FunctionDef)}
     for node in lib.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -42,32 +49,38 @@ def stubbed() -> set[str]:
     return names
 
 
-def test_stub_names_what_the_header_declares() -> None:
-    assert "pz_listen" in declared()
-    assert "PZ_WHY_FD_TABLE" in declared()
-    assert stubbed() == declared()
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [("_core", {"pz_listen", "PZ_WHY_FD_TABLE"}), ("_relay", {"pz_relay_take", "PZ_END_LOOP"})],
+)
+def test_stub_names_what_the_header_declares(module: str, known: set[str]) -> None:
+    assert known <= declared(module)
+    assert stubbed(module) == declared(module)
 
 
-def test_module_has_what_the_header_declares() -> None:
-    core = importlib.import_module("pyztun._core")
-    assert set(dir(core.lib)) == declared()
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_what_the_header_declares(module: str) -> None:
+    built = importlib.import_module(f"pyztun.{module}")
+    assert set(dir(built.lib)) == declared(module)
 
 
-def test_stub_has_as_many_parameters_as_the_header() -> None:
-    tree = ast.parse((REPOSITORY / "pyztun/_core.pyi").read_text())
-    lib = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Lib")
-    stub = {n.name: len(n.args.args) - 1 for n in lib.body if isinstance(n, ast.FunctionDef)}
-    text = re.sub(r"\{.*?\}", "", cdef(), flags=re.DOTALL)
+@pytest.mark.parametrize("module", MODULES)
+def test_stub_has_as_many_parameters_as_the_header(module: str) -> None:
+    body = stub(module).body
+    counts = {n.name: len(n.args.args) - 1 for n in body if isinstance(n, ast.FunctionDef)}
+    text = re.sub(r"\{.*?\}", "", cdef(module), flags=re.DOTALL)
     header = {
         name: 0 if arguments.strip() == "void" else arguments.count(",") + 1
         for name, arguments in re.findall(r"\b(pz_\w+)\s*\(([^)]*)\)", text)
     }
-    assert stub == header
+    assert counts == header
 
 
 def test_every_step_has_a_name() -> None:
     core = importlib.import_module("pyztun._core")
-    steps = {name: getattr(core.lib, name) for name in declared() if name.startswith("PZ_STEP_")}
+    steps = {
+        name: getattr(core.lib, name) for name in declared("_core") if name.startswith("PZ_STEP_")
+    }
     texts = [core.ffi.string(core.lib.pz_step_name(step)).decode() for step in steps.values()]
     assert len(set(texts)) == len(steps)
     assert texts.count("call") == 1
@@ -81,9 +94,9 @@ def test_build_lists_every_c_file() -> None:
     for node in tree.body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
-        if node.targets[0].id in ("SOURCES", "HEADERS"):
+        if node.targets[0].id in ("CORE", "RELAY", "HEADERS"):
             lists[node.targets[0].id] = set(ast.literal_eval(node.value))
-    assert lists["SOURCES"] == {f"csrc/{path.name}" for path in CSRC.glob("*.c")}
+    assert lists["CORE"] | lists["RELAY"] == {f"csrc/{path.name}" for path in CSRC.glob("*.c")}
     assert lists["HEADERS"] == {f"csrc/{path.name}" for path in CSRC.glob("*.h")}
 
 

@@ -193,10 +193,28 @@ class Pod:
             return read_to_end(client)
 
     def refuses(self, port: int, host: str = "127.0.0.1") -> bool:
-        """Whether a connection is refused; any other failure is raised."""
+        """Whether a connection is refused; any other failure is raised.
+
+        One that is reset was accepted: the RST may come before connect() returns.
+        """
         try:
             self.connect(port, host).close()
         except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:
+            return False
+        return False
+
+    def resets(self, port: int, host: str = "127.0.0.1") -> bool:
+        """Whether a connection is accepted and then reset, without a byte.
+
+        So ztunnel ends one that was not redirected to it. False if somebody says something or
+        closes; ConnectionRefusedError where nobody listens.
+        """
+        try:
+            with self.connect(port, host) as client:
+                client.recv(1)
+        except ConnectionResetError:
             return True
         return False
 

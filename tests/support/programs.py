@@ -233,8 +233,12 @@ class Daemon:
         shutil.rmtree(self._directory)
 
     def complaints(self) -> list[str]:
-        """The log lines that are no plain information: warnings, errors, a traceback."""
-        return [line for line in self.stderr.all() if line.split()[1:2] != ["info"]]
+        """The log lines that are no plain information: warnings, errors, a traceback.
+
+        What became of a connection of a pod is none.
+        """
+        lines = [line for line in self.stderr.all() if "\taccess\t" not in line]
+        return [line for line in lines if line.split()[1:2] != ["info"]]
 
     def fds(self) -> dict[int, str]:
         return leaks.open_fds(self.pid)

@@ -249,17 +249,18 @@ class Node:
             raise AssertionError(f"an answer too many: {self.link.receive()!r}")
         self.link.socket.settimeout(10)
 
-    def holds(self, pod: Pod) -> bool:
-        """Whether ztunnel has an open descriptor of this netns; a socket of it is none.
+    def holds(self, pod: Pod) -> int:
+        """How many open descriptors of this netns ztunnel has; a socket of it is none.
 
-        It may let go of one behind its ACK, and has by the time of the next answer.
+        One while it is served or pending. It may let go of others behind its ACK, and has by the
+        time of the next answer.
         """
         assert self.link.delete("nobody") == ""
         inodes = []
         for number in self.daemon.fds():
             with suppress(FileNotFoundError):
                 inodes.append(os.stat(f"/proc/{self.daemon.pid}/fd/{number}").st_ino)
-        return pod.inode in inodes
+        return inodes.count(pod.inode)
 
     def end(self) -> None:
         """SIGTERM, exit 0, and no traceback before."""
@@ -311,10 +312,10 @@ def ports(netns: Netns) -> set[int]:
 
 
 def serves(pod: Pod) -> bool:
-    """Whether all three ports listen and answer, or none does; a mixture fails."""
+    """Whether all three ports are listened on and accepted from, or none is; a mixture fails."""
     found = ports(pod)
     assert found in (PORTS, set()), found
-    assert all(pod.ask(port) == b"ok\n" for port in found)
+    assert all(map(pod.resets, found))
     return found == PORTS
 
 

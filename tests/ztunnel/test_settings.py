@@ -106,7 +106,48 @@ def test_accepted_in_both_forms() -> None:
 @pytest.mark.parametrize(("line", "environ", "path", "inpod"), ZDS)
 def test_zds(line: str, environ: dict[str, str], path: str, inpod: InPodSettings) -> None:
     form = parse(line.split(), environ).form
-    assert form == ZdsSettings(path, (0, os.geteuid()), inpod)
+    assert isinstance(form, ZdsSettings)
+    assert form == ZdsSettings(path, (0, os.geteuid()), inpod, form.relay)
+
+
+RELAY: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    (
+        "",
+        {},
+        {
+            "connect_timeout": 10.0,
+            "idle_timeout": 0.0,
+            "half_close_timeout": 3600.0,
+            "drain": 5.0,
+            "access_log": "-",
+        },
+    ),
+    ("--threads 3 --idle-timeout 1.5", {}, {"threads": 3, "idle_timeout": 1.5}),
+    ("--half-close-timeout 0 --connect-timeout 2", {}, {"half_close_timeout": 0.0}),
+    ("--access-log off", {}, {"access_log": ""}),
+    ("--access-log /a/b", {}, {"access_log": "/a/b"}),
+    ("", {"ZTUNNEL_WORKER_THREADS": "5"}, {"threads": 5}),
+    ("", {"ZTUNNEL_WORKER_THREADS": "1%"}, {"threads": 2}),
+    ("--threads 4", {"ZTUNNEL_WORKER_THREADS": "5"}, {"threads": 4}),
+    ("", {"CONNECTION_TERMINATION_DEADLINE": "1m30s"}, {"drain": 90.0}),
+    ("--drain 2", {"CONNECTION_TERMINATION_DEADLINE": "9s"}, {"drain": 2.0}),
+    ("", {"TERMINATION_GRACE_PERIOD_SECONDS": "30"}, {"drain": 25.0}),
+    ("", {"TERMINATION_GRACE_PERIOD_SECONDS": "10"}, {"drain": 9.0}),
+    ("", {"TERMINATION_GRACE_PERIOD_SECONDS": "1"}, {"drain": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("line", "environ", "expected"), RELAY)
+def test_relay(line: str, environ: dict[str, str], expected: dict[str, Any]) -> None:
+    form = parse(["--zds", "S", *line.split()], environ).form
+    assert isinstance(form, ZdsSettings)
+    assert {name: getattr(form.relay, name) for name in expected} == expected
+
+
+def test_there_are_as_many_threads_as_cores_and_two_at_least() -> None:
+    form = parse(["--zds", "S"], {}).form
+    assert isinstance(form, ZdsSettings)
+    assert form.relay.threads == min(max(2, len(os.sched_getaffinity(0))), 64)
 
 
 def test_agents_are_root_ourselves_and_who_is_named() -> None:
@@ -115,7 +156,15 @@ def test_agents_are_root_ourselves_and_who_is_named() -> None:
     assert form.agents == (0, os.geteuid(), 7)
 
 
-@pytest.mark.parametrize("environ", [{"INPOD_UDS": ""}, {"INPOD_UDS": "S", "IPV6_ENABLED": "no"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"INPOD_UDS": ""},
+        {"INPOD_UDS": "S", "IPV6_ENABLED": "no"},
+        {"INPOD_UDS": "S", "ZTUNNEL_WORKER_THREADS": "many"},
+        {"INPOD_UDS": "S", "CONNECTION_TERMINATION_DEADLINE": "10x"},
+    ],
+)
 def test_an_environment_that_makes_no_sense(environ: dict[str, str]) -> None:
     with pytest.raises(SystemExit):
         parse([], environ)

@@ -19,6 +19,7 @@ import pytest
 from pyztun import NetNs, waits
 from pyztun.service.log import Log
 from pyztun.ztunnel.agent_link import AgentLink
+from pyztun.ztunnel.answers import Responder
 from pyztun.ztunnel.inpod import InPod
 from pyztun.ztunnel.settings import InPodSettings
 from pyztun.ztunnel.workloads import Workloads
@@ -85,7 +86,7 @@ class Receiver:
         wake = self._eventfd()
         self._wait = Watched(wake)
         self._stack.callback(self._wait.close)
-        responder = waits.Responder(self._eventfd(), max_connections=4, deadline=1)
+        responder = Responder(max_connections=4, deadline=1)
         self._stack.callback(responder.close)
         self._workloads = Workloads(responder)
         self._stack.callback(self._workloads.drop_all)

@@ -1,0 +1,121 @@
+"""The ZDS form's answer to connections: each is relayed to its original destination."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyztun.ztunnel.access_log import AccessLog
+from pyztun.ztunnel.inpod import MARK
+from pyztun.ztunnel.relay import NO_MARK, Door, Relay, RelayOptions
+
+if TYPE_CHECKING:
+    from pyztun.service.log import Log
+    from pyztun.ztunnel.limits import Budget
+    from pyztun.ztunnel.settings import RelaySettings
+    from pyztun.ztunnel.workloads import Workload
+
+
+class Relaying:
+    """See Answers."""
+
+    def __init__(
+        self,
+        settings: RelaySettings,
+        ports: tuple[int, ...],
+        budget: Budget,
+        log: Log,
+        log_format: str,
+    ) -> None:
+        """:param ports: of a workload's listeners, in their order. PyztunError."""
+        self._ports, self._log, self._drain = ports, log, settings.drain
+        self._doors: dict[int, Door] = {}
+        self._said_no_mark = self._is_closing = False
+        path = settings.access_log
+        self._access_log = AccessLog(path) if path else None
+        self._dropped = self._lost = 0
+        self._relay = Relay(
+            RelayOptions(
+                settings.threads,
+                settings.connect_timeout,
+                settings.idle_timeout,
+                settings.half_close_timeout,
+            ),
+            max_flows=budget.max_connections,
+            max_pipes=budget.max_pipes,
+            mark=MARK,
+            log=log_format if path else None,
+        )
+
+    def watch(self, workload: Workload) -> None:
+        netns = workload.netns
+        self._doors[workload.inode] = self._relay.take(
+            -1 if netns is None else netns.fileno(),
+            workload.listeners,
+            self._ports,
+            workload.cookie,
+            workload.names,
+        )
+
+    def forget(self, workload: Workload) -> None:
+        """Resets its connections; at the end of the process it lets them go on."""
+        door = self._doors.pop(workload.inode, None)
+        if door is not None and not self._is_closing:
+            self._relay.drop(door)
+
+    def rename(self, workload: Workload) -> None:
+        self._relay.rename(self._doors[workload.inode], workload.names)
+
+    def run(self) -> None:
+        """Writes the access log until stop()."""
+        while self._read(None):
+            pass
+
+    def _read(self, timeout: float | None) -> int:
+        count = self._relay.next(timeout)
+        if count and self._access_log is not None:
+            self._access_log.write(self._relay.log())
+        if count and not self._said_no_mark:
+            self._look_for_no_mark(count)
+        if count:
+            self._say_what_was_lost()
+        return count
+
+    def _look_for_no_mark(self, count: int) -> None:
+        events = self._relay.events
+        if all(events[i].end != NO_MARK for i in range(count)):
+            return
+        self._said_no_mark = True
+        self._log.event(
+            "error",
+            "cannot-relay",
+            reason="SO_MARK and IP_TRANSPARENT need CAP_NET_ADMIN or CAP_NET_RAW",
+            consequence="every connection is closed at once: unmarked it would come back",
+        )
+
+    def _say_what_was_lost(self) -> None:
+        lost = self._relay.counters()["lost_events"] - self._lost
+        if lost:
+            self._lost += lost
+            self._log.event("warning", "events-lost", count=lost)
+        if self._access_log is not None and self._access_log.dropped > self._dropped:
+            dropped = self._access_log.dropped - self._dropped
+            self._dropped += dropped
+            self._log.event("peer", "access-log-dropped", reason="nobody reads it", lines=dropped)
+
+    def stop(self) -> None:
+        self._relay.wake()
+
+    def accept_queued(self) -> None:
+        self._relay.close_doors()
+        self._is_closing = True
+
+    def finish(self) -> int:
+        cut = self._relay.finish(self._drain)
+        while self._read(0):
+            pass
+        return cut
+
+    def close(self) -> None:
+        self._relay.close()
+        if self._access_log is not None:
+            self._access_log.close()
