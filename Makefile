@@ -74,6 +74,7 @@ setup: ## only the set-up: system packages, .venv, the project in it
 	@$(INVOKER) scripts/build-venv
 
 clean: ## remove all that was built, .venv too
-	rm -rf .venv build dist *.egg-info pyztun/_core.c pyztun/_core*.so \
+	rm -rf .venv build dist *.egg-info pyztun/_core.c pyztun/_core*.so pyztun/_relay.c \
+	    pyztun/_relay*.so \
 	    .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -98,6 +98,11 @@ int pz_netns_prove_home(int home_fd)
     return setns(home_fd, CLONE_NEWNET) == -1 ? -errno : 0;
 }
 
+int pz_netns_move(int netns_fd)
+{
+    return setns(netns_fd, CLONE_NEWNET) == -1 ? -errno : 0;
+}
+
 int pz_socket_cookie(int sock, uint64_t *cookie)
 {
     socklen_t size = sizeof *cookie;

@@ -126,6 +126,13 @@ int pz_netns_home(void);
 /* setns(HOME) without having left: 0 if the calling thread could come home, -EPERM if not. */
 int pz_netns_prove_home(int home_fd);
 
+/*
+ * Moves the calling thread into a netns, where it stays until the next call: on the main thread the
+ * whole process is seen there. For podside alone, a process of one thread whose work is in pods.
+ * -EPERM needs CAP_SYS_ADMIN, -EINVAL not a network namespace, -EBADF.
+ */
+int pz_netns_move(int netns_fd);
+
 /* Writes the netns cookie of a socket (SO_NETNS_COOKIE, Linux 5.14). -ENOPROTOOPT older kernel,
  * -ENOTSOCK. */
 int pz_socket_cookie(int sock, uint64_t *cookie);

@@ -261,9 +261,11 @@ static int error_of(int fd)
 static void end_broken(struct thread *t, struct flow *flow, int side, int error)
 {
     bool is_reset = error == ECONNRESET || error == EPIPE;
+    enum pz_end end = side == 0 ? PZ_END_RESET_BY_SOURCE : PZ_END_RESET_BY_DESTINATION;
 
-    pz_flow_end(t, flow, side == 0 ? PZ_END_RESET_BY_SOURCE : PZ_END_RESET_BY_DESTINATION,
-                is_reset ? 0 : error);
+    if (error == ENOMEM || error == ENOBUFS) /* ours, and nobody's reset */
+        end = PZ_END_BROKEN;
+    pz_flow_end(t, flow, end, is_reset ? 0 : error);
 }
 
 /* Pumps one direction as far as it goes now. False: the flow has ended. */
@@ -304,9 +306,10 @@ static void run(struct thread *t, struct flow *flow)
 }
 
 /* What came of the connect(). */
-static void answered(struct thread *t, struct flow *flow)
+static void answered(struct thread *t, struct flow *flow, uint32_t events)
 {
-    int error = error_of(flow->sides[1].fd);
+    /* Writable and nothing else: it is connected. */
+    int error = events & (EPOLLERR | EPOLLHUP) ? error_of(flow->sides[1].fd) : 0;
 
     if (error != 0) {
         pz_flow_end(t, flow, PZ_END_CONNECT_FAILED, error);
@@ -341,7 +344,7 @@ void pz_flow_event(struct thread *t, struct source *source, uint32_t events)
     if (flow->state == FLOW_OPEN)
         run(t, flow);
     else if (source->kind == SOURCE_SIDE_1 && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
-        answered(t, flow);
+        answered(t, flow, events);
     else if (side->flags & BROKEN)
         pz_flow_end(t, flow, PZ_END_RESET_BY_SOURCE, 0);
 }

@@ -140,7 +140,7 @@ void pz_journal_wake(struct journal *journal)
 
 /* ---- the reader ---- */
 
-/* Takes what is there, BATCH at most; with nothing there the next event wakes us. */
+/* Takes what is there, BATCH at most; with nothing left the next event wakes us. */
 static size_t take(struct journal *journal)
 {
     pthread_mutex_lock(&journal->lock);
@@ -149,7 +149,7 @@ static size_t take(struct journal *journal)
         journal->taken[i] = journal->ring[(journal->first + i) % ROOM];
     journal->first = (journal->first + n) % ROOM;
     journal->count -= n;
-    journal->is_asleep = n == 0;
+    journal->is_asleep = journal->count == 0;
     if (n == 0)
         journal->is_woken = false;
     pthread_mutex_unlock(&journal->lock);
@@ -164,17 +164,15 @@ static bool sleep_until_event(struct journal *journal, int timeout_ms)
     uint64_t count;
 
     pthread_mutex_lock(&journal->lock);
-    bool is_woken = journal->is_woken, is_full = journal->count >= BATCH;
+    bool is_asleep = journal->is_asleep && !journal->is_woken;
     pthread_mutex_unlock(&journal->lock);
-    if (is_woken || is_full)
-        return false;
-    PZ_RETRY(poll(&readable, 1, timeout_ms));
+    PZ_RETRY(poll(&readable, 1, is_asleep ? timeout_ms : 0));
     if (PZ_RETRY(read(journal->wake, &count, sizeof count)) == -1)
         return false;
     pthread_mutex_lock(&journal->lock);
-    is_woken = journal->is_woken;
+    bool may_gather = !journal->is_woken && journal->count < BATCH;
     pthread_mutex_unlock(&journal->lock);
-    return !is_woken;
+    return may_gather;
 }
 
 static size_t room_for(const struct journal *journal)

@@ -44,7 +44,7 @@ static void number(struct text *out, const char *key, uint64_t value)
 
 static void quoted(struct text *out, const char *key, const char *value)
 {
-    char text[160];
+    char text[168];
 
     snprintf(text, sizeof text, "\"%s\"", value);
     field(out, key, text);
@@ -100,7 +100,7 @@ static const char *reason(const struct pz_flow_event *event)
 static void why(struct text *out, const struct pz_flow_event *event)
 {
     const char *text = reason(event);
-    char whole[128], name[64];
+    char whole[152], name[64];
 
     if (text == NULL)
         return;
@@ -109,7 +109,7 @@ static void why(struct text *out, const struct pz_flow_event *event)
         return;
     }
     const char *error = strerror_r(event->error, name, sizeof name);
-    snprintf(whole, sizeof whole, "%.60s: %.40s (os error %d)", text, error, event->error);
+    snprintf(whole, sizeof whole, "%.72s: %.40s (os error %d)", text, error, event->error);
     quoted(out, "error", whole);
 }
 

@@ -25,7 +25,8 @@
 
 enum {
     BULK_READS = 2,
-    STEPS = 8,              /* reads of one direction before the others have their turn */
+    STEPS = 16,             /* reads of one direction before the others have their turn, */
+    SHARE = 1024 * 1024,    /* and bytes */
     BULK_ENOUGH = 64 * 1024 /* bytes of one visit, below which a stream is bulk no more */
 };
 
@@ -266,7 +267,7 @@ enum pump pz_pump(struct thread *t, struct flow *flow, int from_index, int *brok
     uint64_t before = from->bytes;
     enum pump result = PUMP_MORE;
 
-    for (int i = 0; i < STEPS && result == PUMP_MORE; i++) {
+    for (int i = 0; i < STEPS && from->bytes - before < SHARE && result == PUMP_MORE; i++) {
         bool to_failed = true;
         enum step step = write_held(t, from, to);
         if (step == STEP_ON && (from->flags & FIN_RCVD)) {
@@ -274,8 +275,8 @@ enum pump pz_pump(struct thread *t, struct flow *flow, int from_index, int *brok
                 step = pass_on_fin(to, from);
             if (step == STEP_ON)
                 result = PUMP_DONE;
-        } else if (step == STEP_ON && !(from->flags & READABLE)) {
-            result = PUMP_WAIT;
+        } else if (step == STEP_ON && (!(from->flags & READABLE) || !(to->flags & WRITABLE))) {
+            result = PUMP_WAIT; /* nothing is read that nobody takes */
         } else if (step == STEP_ON) {
             to_failed = false;
             step = read_and_write(t, from, to, &to_failed);

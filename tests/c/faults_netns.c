@@ -189,6 +189,12 @@ static int prove_home(struct pz_failure *failure)
     return pz_netns_prove_home(home);
 }
 
+static int move_home(struct pz_failure *failure)
+{
+    (void)failure;
+    return pz_netns_move(home);
+}
+
 static int open_netns_of_socket(struct pz_failure *failure)
 {
     (void)failure;
@@ -355,6 +361,7 @@ struct scenarios netns_scenarios(void)
         {.name = "inspect", ANSWER, .run = inspect_pod},
         {.name = "owner", ANSWER, .run = ask_owner, .opens = true},
         {.name = "prove home", ANSWER, .run = prove_home, .in_worker = true},
+        {.name = "move", ANSWER, .run = move_home, .in_worker = true},
         {.name = "netns of a socket", IDENTITY, .run = open_netns_of_socket, .opens = true},
         {.name = "copy of a descriptor",
          .set_up = open_pod_and_pidfd,

@@ -344,6 +344,40 @@ static void home_cannot_be_proven(void)
     close(here);
 }
 
+/* ---- moving ---- */
+
+static void move_there_and_stay(void *argument)
+{
+    int pod = *(const int *)argument;
+
+    CHECK_EQ(pz_netns_move(-1), -EBADF);
+    CHECK(netns_here() != netns_of(pod));
+    CHECK_EQ(pz_netns_move(pod), 0);
+    CHECK_EQ(netns_here(), netns_of(pod));
+}
+
+static void move_without_the_right(void *argument)
+{
+    become_nobody();
+    CHECK_EQ(pz_netns_move(*(const int *)argument), -EPERM);
+}
+
+static void a_thread_that_moves_stays(void)
+{
+    uint64_t before = netns_here();
+    int file = open_null();
+
+    need_namespaces();
+    int pod = new_pod();
+    CHECK_EQ(pz_netns_move(file), -EINVAL);
+    in_worker(move_there_and_stay, &pod);
+    CHECK_EQ(netns_here(), before);
+    close(file);
+    need_other_user();
+    CHECK_EQ(in_child(move_without_the_right, &pod, NULL, 0), 0);
+    close(pod);
+}
+
 /* ---- each syscall fails once ---- */
 
 static int call_home(void)
@@ -427,6 +461,7 @@ int main(void)
         TEST(the_owner),
         TEST(home_is_where_one_is_found),
         TEST(home_cannot_be_proven),
+        TEST(a_thread_that_moves_stays),
         TEST(each_fault_of_asking),
     };
 

@@ -55,12 +55,13 @@ def check(entry: Excluded, repository: Path) -> None:
 def prove_instrumented(kind: str) -> None:
     """An extension without the sanitizer, or its run time without the extension, finds nothing."""
     # Not before pytest has begun: it rewrites the assertions of our plugin as that is imported.
-    import pyztun._core as core
+    from pyztun import _core, _relay
 
     library, symbol = RUNTIME[kind]
-    file = Path(str(core.__file__))
-    if symbol not in file.read_bytes():
-        raise SystemExit(f"{file} was built without -fsanitize={kind}")
+    for module in (_core, _relay):
+        file = Path(str(module.__file__))
+        if symbol not in file.read_bytes():
+            raise SystemExit(f"{file} was built without -fsanitize={kind}")
     if library not in Path("/proc/self/maps").read_text():
         raise SystemExit(f"{library} is not loaded: LD_PRELOAD is not set, or was not honoured")
 

@@ -1,0 +1,144 @@
+"""The rules of a captured pod, as text for nft. Pure.
+
+Their meaning is that of Istio's in-pod rules, so that any ztunnel finds what it expects. They are
+one table of our own, IPv4 and IPv6 always: a family that is switched on later is captured already.
+
+What differs from Istio's, and why:
+
+- `mark the flow` matches the original direction alone. The SYN-ACK of ztunnel comes back over lo
+  with its mark too, and would tag the application's own outbound flows.
+- ztunnel's connections have a conntrack zone of their own. They use the very tuples that redirected
+  ones use; where the port coincides too, the SYN would be translated back to our own listener.
+- The priority of nat is one before everybody's (dstnat, -100): of two nat chains at the same
+  priority it is chance which one decides. A pod's own dnat acts on what ztunnel sends instead.
+- Guards. A connection from before has its conntrack entry and never meets a nat rule; with
+  nf_conntrack_tcp_loose=0 that is so even after a flush. So all TCP is reset that is neither
+  translated to us, nor ztunnel's, nor local.
+- No TCP is forwarded: what comes for others is redirected to us, but for what was there before.
+- What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TABLE: Final = "inet pyztun"
+
+MARK: Final = 0x539
+"""SO_MARK of every socket of ztunnel."""
+FLOW_MARK: Final = 0x111
+"""conntrack mark of a connection from ztunnel to the application, and mark of its answers."""
+MASK: Final = 0xFFF
+KEEP: Final = 0xFFFFFFFF ^ MASK
+"""The bits of a conntrack mark that are not ours."""
+ZONE: Final = 1337
+
+OUTBOUND, INBOUND, HBONE = 15001, 15006, 15008
+
+ROUTE_TABLE: Final = 100
+RULE_PRIORITY: Final = 32764
+
+PROBE_IPV4: Final = "169.254.7.127"
+PROBE_IPV6: Final = "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"
+
+LO: Final = 1
+"""The index of lo in every netns (LOOPBACK_IFINDEX in net/core). Its name can be changed."""
+
+RAW, MANGLE, NAT, GUARD = -300, -150, -101, 10
+
+SETTLED: Final = "settled"
+"""An empty chain that comes last, after conntrack was flushed.
+
+Whoever is killed in between leaves a table without it, and the next one sees that the flush is
+still due. It is added and not taken away, since a commit that deletes anything waits for a grace
+period of RCU: some 7 ms instead of a quarter.
+"""
+
+_OURS = f"meta mark & {MASK:#x} == {MARK:#x}"
+_NOT_OURS = f"meta mark & {MASK:#x} != {MARK:#x}"
+_TAGGED = f"meta mark & {MASK:#x} == {FLOW_MARK:#x}"
+_TRANSLATED = "meta l4proto tcp ct status dnat ct reply proto-src"
+_RST = "tcp flags & rst == rst"
+
+_CHAINS = f"""\
+	chain raw_output {{
+		type filter hook output priority {RAW}; policy accept;
+		meta l4proto tcp {_OURS} ct original zone set {ZONE}
+	}}
+	chain mark_prerouting {{
+		type filter hook prerouting priority {MANGLE}; policy accept;
+		{_OURS} ct direction original ct mark set ct mark & {KEEP:#x} | {FLOW_MARK:#x}
+	}}
+	chain mark_output {{
+		type route hook output priority {MANGLE}; policy accept;
+		ct mark & {MASK:#x} == {FLOW_MARK:#x} meta mark set ct mark
+	}}
+	chain nat_prerouting {{
+		type nat hook prerouting priority {NAT}; policy accept;
+		meta l4proto tcp ip saddr {PROBE_IPV4} accept
+		meta l4proto tcp ip6 saddr {PROBE_IPV6} accept
+		ip daddr != 127.0.0.1 tcp dport != {HBONE} {_NOT_OURS} counter redirect to :{INBOUND}
+		ip6 daddr != ::1 tcp dport != {HBONE} {_NOT_OURS} counter redirect to :{INBOUND}
+	}}
+	chain nat_output {{
+		type nat hook output priority {NAT}; policy accept;
+		meta l4proto tcp ip daddr {PROBE_IPV4} accept
+		meta l4proto tcp ip6 daddr {PROBE_IPV6} accept
+		meta l4proto tcp {_TAGGED} accept
+		meta oif {LO} ip daddr != 127.0.0.1 accept
+		meta oif {LO} ip6 daddr != ::1 accept
+		meta l4proto tcp ip daddr != 127.0.0.1 {_NOT_OURS} counter redirect to :{OUTBOUND}
+		meta l4proto tcp ip6 daddr != ::1 {_NOT_OURS} counter redirect to :{OUTBOUND}
+	}}
+	chain guard_output {{
+		type filter hook output priority {GUARD}; policy accept;
+		meta oif {LO} accept
+		meta l4proto != tcp accept
+		{_OURS} accept
+		{_TAGGED} accept
+		{_TRANSLATED} {OUTBOUND} accept
+		{_TRANSLATED} {INBOUND} accept
+		ip daddr {PROBE_IPV4} accept
+		ip6 daddr {PROBE_IPV6} accept
+		{_RST} accept
+		counter reject with tcp reset
+	}}
+	chain guard_input {{
+		type filter hook input priority {GUARD}; policy accept;
+		meta iif {LO} accept
+		meta l4proto != tcp accept
+		tcp dport {HBONE} accept
+		{_TRANSLATED} {OUTBOUND} accept
+		{_TRANSLATED} {INBOUND} accept
+		ct direction reply accept
+		ip saddr {PROBE_IPV4} accept
+		ip6 saddr {PROBE_IPV6} accept
+		{_RST} accept
+		counter reject with tcp reset
+	}}
+	chain guard_forward {{
+		type filter hook forward priority {GUARD}; policy accept;
+		meta l4proto != tcp accept
+		{_RST} accept
+		counter reject with tcp reset
+	}}
+	chain guard_postrouting {{
+		type filter hook postrouting priority {GUARD}; policy accept;
+		meta oif != {LO} meta l4proto tcp {_TAGGED} counter drop
+	}}
+"""
+
+_TABLE = f"table {TABLE} {{\n{_CHAINS}}}\n"
+
+REMOVE: Final = f"add table {TABLE}\ndelete table {TABLE}\n"
+"""Removes the table; that it is not there is no error."""
+
+CREATE: Final = f"create table {TABLE}\n{_TABLE}"
+"""Puts all but SETTLED where there is no such table."""
+
+REPLACE: Final = f"{REMOVE}{_TABLE}"
+"""The same, whatever was there under that name. One transaction, as each of these texts."""
+
+SETTLE: Final = f"add chain {TABLE} {SETTLED}\n"
+
+LIST: Final = f"list table {TABLE}\n"

@@ -1,0 +1,1 @@
+"""Capture: what podside does to real pods, and what their traffic meets then."""
