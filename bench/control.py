@@ -56,7 +56,8 @@ class Control(http.client.HTTPConnection):
 
         :param pod: netns (borrowed); its name to the agent is that of our descriptor.
         """
-        wanted = {"uid": uid, "netns": f"/proc/{os.getpid()}/fd/{pod}"}
+        netns = f"/proc/{os.getpid()}/fd/{pod}"
+        wanted = {"uid": uid, "netns": netns, "capture": "none"}
         self.ask("POST", "/v1/workloads", json.dumps(wanted).encode())
 
     def delete(self, uid: str) -> None:

@@ -65,6 +65,8 @@ BAD = {
     "no number": "since = 9e999",
     "a state that there is not": "state = 'great'",
     "a cookie that is no number": "cookie = 'x'",
+    "rules in a netns that has none": "ruled = 'x'",
+    "a way to capture that there is not": "capture = 'tproxy'",
     "a uid that fits into no message": "uid = printf('%.2000c', 'x')",
     "an empty uid": "uid = ''",
 }
@@ -88,6 +90,72 @@ def test_table_of_another_shape_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(StoreError, match="no such column"):
         Store(str(path.parent))
     assert path.read_bytes() == before
+
+
+VERSION_1 = """
+CREATE TABLE workloads (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
+    namespace TEXT NOT NULL, service_account TEXT NOT NULL, reference BLOB NOT NULL,
+    capture TEXT NOT NULL, labels TEXT NOT NULL, boot_id TEXT NOT NULL, cookie TEXT, process TEXT,
+    state TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL
+);
+PRAGMA user_version = 1;
+INSERT INTO workloads VALUES
+    (1, 'one', 'n', 'm', 's', x'2f61', 'none', '{}', 'boot', '7', NULL, 'ready', '', 1.5),
+    (2, 'two', 'n', 'm', 's', x'2f62', 'none', '{}', 'boot', '8', NULL, 'ready', '', 1.5);
+"""
+
+
+def of_version_1(directory: Path) -> Path:
+    """A registry as an agent has left it that knew no capture."""
+    path = directory / "registry.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1)
+    return path
+
+
+def test_registry_of_version_1_is_brought_up_to_date(directory: Path) -> None:
+    path = of_version_1(directory)
+    for _ in range(2):
+        with closing(Store(str(directory))) as store:
+            loaded = store.load()
+            assert [(each.uid, each.capture, each.ruled) for each in loaded] == [
+                ("one", "none", None),
+                ("two", "none", None),
+            ]
+            assert store.set_aside is None
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT uid, ruled FROM workloads").fetchall() == [
+            ("one", None),
+            ("two", None),
+        ]
+
+
+def test_new_registry_whose_maker_was_killed(directory: Path) -> None:
+    """One of version 1, between its table and its number."""
+    path = of_version_1(directory)
+    change(path, "PRAGMA user_version = 0")
+    with closing(Store(str(directory))) as store:
+        assert uids(store) == ["one", "two"]
+
+
+def test_broken_registry_of_version_1_is_salvaged(directory: Path) -> None:
+    path = of_version_1(directory)
+    change(path, "UPDATE workloads SET since = 'x' WHERE uid = 'two'")
+    assert [each.uid for each in salvage._readable(str(path))] == ["one"]
+    with closing(Store(str(directory))) as store:
+        assert (uids(store), store.salvaged) == (["one"], 1)
+
+
+def test_where_rules_are_is_kept(directory: Path) -> None:
+    """Only with a cookie: an inode means nothing once nobody holds it."""
+    told, untold = workload("told"), workload("untold")
+    told.ruled, untold.ruled, untold.cookie = told.cookie, 4026532177, None
+    with closing(Store(str(directory))) as store:
+        store.put([told, untold])
+    with closing(Store(str(directory))) as store:
+        assert [each.ruled for each in store.load()] == [2**64 - 1, None]
 
 
 def test_last_changes_are_in_the_log(path: Path, directory: Path) -> None:

@@ -257,7 +257,7 @@ def test_killed_at_each_step_of_an_add(
         agent.wait_for("u", "ready")
     assert (pod.refuses(15008)) == (not is_kept)
     agent.must_add(pod, uid="u")
-    assert pod.ask(15008) == b"ok\n"
+    assert not pod.refuses(15008)
     assert ztunnel.process.poll() is None
 
 
@@ -278,7 +278,7 @@ def test_killed_at_each_step_of_a_del(
     agent.begin()
     agent.wait_for_ztunnels(1, 20)
     if step == "before-store":
-        assert pod.ask(15008) == b"ok\n"
+        assert not pod.refuses(15008)
         assert agent.delete("u").status == 200
     assert agent.workloads() == {}
     assert pod.refuses(15008)

@@ -281,16 +281,17 @@ def test_both_real_programs(
     agent.wait_for_ztunnels(1)
     for pod in pods:
         agent.must_add(pod)
-        assert pod.ask(15008) == b"ok\n"
+        assert not pod.refuses(15008)
     second = start("--zds", agent.zds)  # an upgrade: both serve
     agent.wait_for_ztunnels(2)
     first.stop()
     for pod in pods:
-        assert pod.ask(15006) == b"ok\n"
+        assert not pod.refuses(15006)
     assert agent.delete(pods[0].name).status == 200
     assert pods[0].refuses(15008)
     second.kill()
     agent.wait_until(lambda found: all(each["state"] == "pending" for each in found.values()))
     start("--zds", agent.zds)
     agent.wait_until(lambda found: all(each["state"] == "ready" for each in found.values()))
-    assert pods[1].ask(15001) == pods[2].ask(15001) == b"ok\n"
+    assert not pods[1].refuses(15001)
+    assert not pods[2].refuses(15001)

@@ -20,7 +20,13 @@ from pyztun.cni.agent import requests
 from pyztun.cni.agent.connection import Bounds
 from pyztun.cni.agent.control import Control
 from pyztun.cni.agent.requests import Refusal, Wanted
-from pyztun.cni.agent.status import DescriptorStatus, ReconcileStatus, Status, ZtunnelStatus
+from pyztun.cni.agent.status import (
+    DescriptorStatus,
+    PodsideStatus,
+    ReconcileStatus,
+    Status,
+    ZtunnelStatus,
+)
 from pyztun.cni.agent.workload import READY, Spec, Workload
 from pyztun.protocol.zds import WorkloadInfo
 from pyztun.service.log import Log
@@ -33,6 +39,13 @@ LIMIT = 20.0
 
 
 NOBODY: frozenset[int] = frozenset()
+
+
+class FakeAdded(NamedTuple):
+    """See core.Added."""
+
+    workload: Workload
+    reset: bool
 
 
 class FakeDeleted(NamedTuple):
@@ -59,8 +72,9 @@ class FakeCore:
         self.before_ack: Callable[[Workload], Coroutine[Any, Any, None]] | None = None
         self.unconfirmed: tuple[int, ...] = ()
         self.ztunnels: tuple[ZtunnelStatus, ...] = ()
+        self.reset = False
 
-    async def add(self, wanted: Wanted, timeout: float) -> Workload:
+    async def add(self, wanted: Wanted, timeout: float) -> FakeAdded:
         requests.check(wanted)
         self.asked.append((wanted, timeout))
         uid = wanted.uid or f"of {wanted.netns}"
@@ -73,7 +87,7 @@ class FakeCore:
         workload.set_state(READY, "")
         self.finished.append(uid)
         self.ended.release()
-        return workload
+        return FakeAdded(workload, self.reset)
 
     async def delete(self, key: str, timeout: float) -> FakeDeleted:
         self.asked.append((Wanted(key), timeout))
@@ -103,6 +117,7 @@ class FakeCore:
             self.ztunnels,
             ReconcileStatus(30.0, 0, None, 0.0),
             DescriptorStatus(3, 100),
+            PodsideStatus(8, 1, 2, 3),
         )
 
 

@@ -31,6 +31,7 @@ def test_add_show_list_delete(agent: FakeAgent) -> None:
     assert added.status == 200
     assert (added.body["uid"], added.body["name"], added.body["state"]) == ("u", "web", "ready")
     assert (added.body["labels"], added.body["ztunnels"]) == ({"k": "v"}, [1])
+    assert added.body.pop("connections_reset") is False
     assert agent.ask("GET", "/v1/workloads/u").body == added.body
     assert agent.ask("GET", "/v1/workloads").body == {"workloads": [added.body]}
     deleted = agent.ask("DELETE", "/v1/workloads/u?timeout=0.5")

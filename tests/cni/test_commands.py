@@ -33,6 +33,7 @@ WORKLOAD: Json = {
     "reason": "",
     "since": "2026-01-31T09:30:00Z",
     "capture": "none",
+    "rules": None,
     "labels": {},
     "ztunnels": [1, 3],
 }
@@ -65,6 +66,7 @@ STATUS: Json = {
         "last_cpu": 1.5,
     },
     "descriptors": {"held": 3, "limit": 1000},
+    "podside": {"pid": 4712, "restarts": 1, "captured": 2, "repaired": 0},
 }
 
 
@@ -176,6 +178,24 @@ def test_add_as_json(sock_path: str) -> None:
     assert json.loads(done.stdout) == WORKLOAD
 
 
+def test_add_tells_that_connections_were_reset(sock_path: str) -> None:
+    with Receiver(sock_path, http({**WORKLOAD, "connections_reset": True})):
+        done = cni("add", HERE, "--control", sock_path)
+    assert done.stdout.splitlines()[1:] == ["connections from before were reset"]
+    kept = {**WORKLOAD, "connections_reset": True}
+    with Receiver(sock_path, refusal("no-ztunnel", "no ztunnel; kept", workload=kept)):
+        done = cni("add", HERE, "--control", sock_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.endswith("kept (uid u); connections from before were reset\n")
+
+
+def test_add_tells_what_is_wrong_all_the_same(sock_path: str) -> None:
+    broken = {**WORKLOAD, "state": "degraded", "reason": "rules: lo is down"}
+    with Receiver(sock_path, http(broken)):
+        done = cni("add", HERE, "--control", sock_path)
+    assert done.stdout.endswith("netns=18446744073709551615: rules: lo is down\n")
+
+
 def test_a_refused_add_is_one_line_with_the_uid(sock_path: str) -> None:
     answer = refusal("no-ztunnel", "no ztunnel; kept as pending", workload=WORKLOAD)
     with Receiver(sock_path, answer):
@@ -218,13 +238,13 @@ def test_list_in_a_pipe(sock_path: str) -> None:
     with Receiver(sock_path, http({"workloads": [WORKLOAD, pending]})):
         done = cni("list", "--control", sock_path)
     title, first, second = done.stdout.splitlines()
-    assert " ".join(title.split()) == "NAME NAMESPACE UID NETNS COOKIE SINCE ZTUNNELS STATE"
+    assert " ".join(title.split()) == "NAME NAMESPACE UID NETNS COOKIE SINCE ZTUNNELS CAPTURE STATE"
     words = first.split()
     assert words[:5] == ["web", "default", "u", "/run/netns/web", "18446744073709551615"]
     assert words[5].endswith("d")
-    assert words[6:] == ["1,3", "ready"]
+    assert words[6:] == ["1,3", "none", "ready"]
     assert second.split()[2:5] == ["v" * 60, "/run/netns/web", "-"]
-    assert second.endswith("-         pending: no ztunnel")
+    assert second.endswith("-         none     pending: no ztunnel")
     assert "\x1b" not in done.stdout
 
 
@@ -247,7 +267,14 @@ def test_status_for_people_and_machines(sock_path: str) -> None:
         plain = cni("status", "--control", sock_path)
         assert json.loads(cni("status", "--json", "--control", sock_path).stdout) == STATUS
     assert (plain.returncode, plain.stderr) == (0, "")
-    for text in ("pid 4711", "/run/zds.sock", "3: 2 ready, 1 pending", "3 of 1000", "every 30 s"):
+    for text in (
+        "pid 4711",
+        "/run/zds.sock",
+        "3: 2 ready, 1 pending",
+        "3 of 1000",
+        "every 30 s",
+        "pid 4712, restarted once; rules in 2 pods, repaired 0 times",
+    ):
         assert text in plain.stdout
     assert plain.stdout.splitlines()[-1].split()[:3] == ["3", "4800", "0"]
     assert plain.stdout.splitlines()[-1].endswith("yes     2      Add        u: address in use")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ def agent(start: Callable[..., Daemon], directory: Path) -> Agent:
 
 
 def cni(agent: Agent, *words: str) -> Done:
+    """Runs a command; what is added is not captured unless a test asks for it."""
+    if words[0] == "add" and not any(word.startswith("--capture") for word in words):
+        words = (*words, "--capture", "none")
     return programs.cni(*words, env={"PYZTUN_CONTROL": agent.control})
 
 
@@ -65,6 +69,26 @@ def test_the_life_of_a_workload(agent: Agent, pod: Pod) -> None:
     )
 
 
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft tells what is in a pod")
+def test_the_life_of_one_that_is_captured(agent: Agent, pod: Pod) -> None:
+    early = programs.cni("add", pod.name, env={"PYZTUN_CONTROL": agent.control})
+    assert (early.returncode, early.stdout, early.stderr.count("\n")) == (1, "", 1)
+    assert "no ztunnel is connected; kept as pending" in early.stderr
+    assert early.stderr.endswith("; connections from before were reset\n")
+    (kept,) = listed(agent)
+    assert kept["capture"] == "redirect"  # by default
+    with AckingZtunnel(agent.zds):
+        agent.wait_for_ztunnels(1)
+        again = cni(agent, "add", pod.name, "--capture", "redirect")
+        assert again.stdout == f"ready {pod.name} uid={kept['uid']} netns={kept['cookie']}\n"
+        assert "rules in 1 pod, repaired 0 times" in cni(agent, "status").stdout
+        assert " redirect " in cni(agent, "list").stdout
+        assert cni(agent, "del", pod.name).returncode == 0
+        assert "pyztun" not in pod.exec("nft", "list", "ruleset").stdout
+        words = ("add", pod.name, "--capture=redirect", "--json")
+        assert json.loads(cni(agent, *words).stdout)["connections_reset"] is True
+
+
 def test_every_way_to_name_a_netns(agent: Agent, pod: Pod) -> None:
     with AckingZtunnel(agent.zds) as ztunnel:
         agent.wait_for_ztunnels(1)
@@ -99,7 +123,15 @@ def test_an_inherited_descriptor(agent: Agent) -> None:
     with AckingZtunnel(agent.zds) as ztunnel, NetNs.create() as nameless:
         agent.wait_for_ztunnels(1)
         done = subprocess.run(
-            [*programs.program("pyztun-cni"), "add", f"fd:{nameless.fileno()}", "--uid", "u"],
+            [
+                *programs.program("pyztun-cni"),
+                "add",
+                f"fd:{nameless.fileno()}",
+                "--uid",
+                "u",
+                "--capture",
+                "none",
+            ],
             env=programs.environment({"PYZTUN_CONTROL": agent.control}),
             pass_fds=[nameless.fileno()],
             capture_output=True,

@@ -125,7 +125,7 @@ def test_help(name: str) -> None:
     [
         "add",
         "add a b",
-        "add --capture redirect a",
+        "add --capture tproxy a",
         "add a --timeout x",
         "add a --control=",
         "add --uid",

@@ -61,7 +61,7 @@ class Agent:
         return cni(command, *words, "--control", self.directory / "control.sock")
 
     def add(self, pod: Pod, uid: str, *words: str) -> "subprocess.CompletedProcess[str]":
-        return self.run("add", pod.path, "--uid", uid, *words)
+        return self.run("add", pod.path, "--uid", uid, "--capture", "none", *words)
 
     def delete(self, uid: str) -> None:
         done = self.run("del", uid)

@@ -97,8 +97,9 @@ class Agent:
             connection.close()
 
     def add(self, netns: Pod | str, **fields: Any) -> Reply:
-        """Asks for a workload."""
-        return self.ask("POST", "/v1/workloads", {"netns": reference(netns), **fields})
+        """Asks for a workload, without rules in it unless they are asked for."""
+        body = {"netns": reference(netns), "capture": "none", **fields}
+        return self.ask("POST", "/v1/workloads", body)
 
     def must_add(self, netns: Pod | str, **fields: Any) -> Json:
         """Asks for a workload and expects that it is ready."""

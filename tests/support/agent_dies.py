@@ -11,6 +11,16 @@ offered       just before the request goes to ztunnel
 sent          the request has gone out
 answered      the answer has come, nothing is noted yet
 acknowledged  all is done, the caller has not been told
+
+With rules in the pod there are, of an add, in between:
+
+asked         podside has been asked for the rules, and answers or not
+ruled         the rules are in place, and that they are is on disk
+
+and of a del:
+
+freeing       podside has been asked to remove the rules
+freed         they are removed, the row is there
 """
 
 from __future__ import annotations
@@ -28,10 +38,12 @@ from pyztun.cni.agent import service
 from pyztun.cni.agent.core import Core
 from pyztun.cni.agent.lifecycle import Lifecycle
 from pyztun.cni.agent.opening import Opener
+from pyztun.cni.agent.registry import Registry
 from pyztun.cni.agent.store import Store
 from pyztun.protocol import zds
 
 FIRST_BYTE = {"add": 0x0A, "del": 0x12}
+DO = {"add": b'"capture"', "del": b'"release"'}
 REQUESTS = {"add": zds.Add, "del": zds.Del}
 BEFORE, AFTER = "before", "after"
 
@@ -69,6 +81,9 @@ def arm(action: str, step: str) -> None:
     def is_ours(_channel: Channel, data: bytes, *_: object) -> bool:
         return data[0] == FIRST_BYTE[action]
 
+    def is_request(_channel: Channel, data: bytes, *_: object) -> bool:
+        return DO[action] in data
+
     def is_answer(_life: Lifecycle, _ztunnel: object, answer: Any) -> bool:
         return isinstance(answer.request, REQUESTS[action])
 
@@ -80,6 +95,10 @@ def arm(action: str, step: str) -> None:
         "sent": (Channel, "send", AFTER, is_ours),
         "answered": (Lifecycle, "answered", BEFORE, is_answer),
         "acknowledged": (Core, requests, AFTER, lambda *_: True),
+        "asked": (Channel, "send", AFTER, is_request),
+        "ruled": (Registry, "ruled", AFTER, lambda *_: True),
+        "freeing": (Channel, "send", AFTER, is_request),
+        "freed": (Registry, "remove", BEFORE, lambda *_: True),
     }
     trap(*traps[step])
 

@@ -51,6 +51,18 @@ class Deleted(Protocol):
         """Numbers of the ztunnels that had not confirmed in time."""
 
 
+class Added(Protocol):
+    """What became of an add: see Core."""
+
+    @property
+    def workload(self) -> Workload:
+        """As it is."""
+
+    @property
+    def reset(self) -> bool:
+        """Whether connections of the pod from before were reset."""
+
+
 class Core(Protocol):
     """What the API is for; all of it is called in the loop. core.py is the real one."""
 
@@ -58,7 +70,7 @@ class Core(Protocol):
     def workloads(self) -> Mapping[str, Workload]:
         """By uid, in order."""
 
-    async def add(self, wanted: Wanted, timeout: float) -> Workload:
+    async def add(self, wanted: Wanted, timeout: float) -> Added:
         """Returns when the newest ztunnel has acknowledged it. Refusal."""
 
     async def delete(self, key: str, timeout: float) -> Deleted:
@@ -186,7 +198,8 @@ class Control:
         return response
 
     def _refused(self, refusal: Refusal, connection: Connection) -> web.Response:
-        kept = None if refusal.workload is None else self._shown(refusal.workload)
+        reset = refusal.reset or None
+        kept = None if refusal.workload is None else self._shown(refusal.workload, reset)
         status = views.STATUSES.get(refusal.code, 500)
         # What is left of a body that was not read whole must not be taken for a request.
         last = self._is_last(connection) or refusal.code in (
@@ -264,7 +277,8 @@ class Control:
 
     async def _add(self, asked: Asked) -> views.Json:
         wanted, timeout = views.wanted(asked.body, asked.peer_pid)
-        return self._shown(await self._core.add(wanted, timeout))
+        added = await self._core.add(wanted, timeout)
+        return self._shown(added.workload, added.reset)
 
     async def _show(self, asked: Asked) -> views.Json:
         return self._shown(self._core.find(asked.key))
@@ -283,8 +297,8 @@ class Control:
     async def _openapi(self, _: Asked) -> views.Json:
         return openapi()
 
-    def _shown(self, workload: Workload) -> views.Json:
-        return views.workload(workload, self._core.known_by(workload.uid))
+    def _shown(self, workload: Workload, reset: bool | None = None) -> views.Json:
+        return views.workload(workload, self._core.known_by(workload.uid), reset)
 
 
 class _MethodNotAllowed(Refusal):

@@ -1,7 +1,9 @@
 """Core: what callers can ask of the agent. control.py has it behind HTTP.
 
-A request changes the registry first, on disk, and then ztunnels are told: whatever ends the process
-in between, the next one goes on with what was asked for. All of it runs in the loop.
+An add changes the registry first, on disk; then come the rules in the pod, and then ztunnels are
+told. A del goes the other way about it: rules, registry, ztunnels. Whatever ends the process in
+between, the next one goes on with what is on disk, and no rules are left that no row tells of. All
+of it runs in the loop.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from typing import NamedTuple
 
 from pyztun import __version__
 from pyztun.cni.agent import references, requests, uids
+from pyztun.cni.agent.capture import RULES
+from pyztun.cni.agent.freeing import Freeing
 from pyztun.cni.agent.lifecycle import REFUSED
+from pyztun.cni.agent.podside import Failed
 from pyztun.cni.agent.requests import Refusal
 from pyztun.cni.agent.status import DescriptorStatus, ReconcileStatus, Status, ZtunnelStatus
 from pyztun.cni.agent.store import StoreError
 from pyztun.cni.agent.workload import DEGRADED, PENDING, READY, Spec, Workload, printable
+from pyztun.errors import SyscallError
+from pyztun.netns import NetNs
 from pyztun.protocol.zds import WorkloadInfo
 
 TYPE_CHECKING = False
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from pyztun.cni.agent.lifecycle import Lifecycle
     from pyztun.cni.agent.opening import Opened, Opener
+    from pyztun.cni.agent.podside import Answer
     from pyztun.cni.agent.reconcile import Reconcile
     from pyztun.cni.agent.registry import Registry
     from pyztun.cni.agent.requests import Wanted
@@ -34,7 +42,25 @@ if TYPE_CHECKING:
     from pyztun.service.log import Log
 
 MAX_WORKLOADS = 100_000
-KEPT = "kept as pending"
+KEPT = "kept as"
+
+
+class Added(NamedTuple):
+    """A workload that the newest ztunnel has acknowledged.
+
+    :ivar reset: connections of the pod from before were reset, when its rules were put in place.
+    """
+
+    workload: Workload
+    reset: bool
+
+
+class _Plan(NamedTuple):
+    """What an add comes to; whoever has it owns the netns."""
+
+    uid: str
+    spec: Spec
+    opened: Opened
 
 
 class Deleted(NamedTuple):
@@ -66,6 +92,7 @@ class Core:
     ) -> None:
         self._settings, self._registry, self._opener = settings, registry, opener
         self._life, self._reconcile, self._boot_id, self._log = lifecycle, reconcile, boot_id, log
+        self._freeing = Freeing(registry, lifecycle, log)
         self._loop = asyncio.get_running_loop()
         self._started = time()
         self._is_closing = False
@@ -78,32 +105,59 @@ class Core:
     def close(self) -> None:
         """From now on requests are refused, and those that wait are sent home."""
         self._is_closing = True
+        self._freeing.close()
         self._life.wake_all()
 
     # ---- add ---------------------------------------------------------------------------------
 
-    async def add(self, wanted: Wanted, timeout: float) -> Workload:
+    async def add(self, wanted: Wanted, timeout: float) -> Added:
         """Registers a workload; returns when the newest ztunnel has acknowledged it.
 
-        :param timeout: seconds for the acknowledgement.
+        :param timeout: seconds for all of it.
         :raises Refusal: with ``workload`` where it is registered all the same.
         """
         self._refuse_when_closing()
         requests.check(wanted)
-        workload = self._register(wanted)
+        deadline = self._loop.time() + timeout
+        plan = self._plan(wanted)
+        try:
+            workload = await self._register_as_planned(plan, wanted, deadline)
+        except BaseException:
+            plan.opened.netns.close()
+            raise
         self._log.event("info", "workload-added", **workload.shown())
+        answer = self._life.capture.put_in_place(workload) if workload.is_captured else None
         self._life.offer(workload.uid)
-        deadline, spec = self._loop.time() + timeout, workload.spec
-        while not self._is_acknowledged(workload, spec):
-            if not await self._change(workload.uid, deadline):
-                raise self._kept(requests.TIMEOUT, f"no answer in {timeout:g} s", workload)
-        return workload
+        reset = False
+        try:
+            if answer is not None:
+                reset = await self._captured(workload, plan.spec, answer, deadline)
+            while not self._is_acknowledged(workload, plan.spec):
+                if not await self._life.change(workload.uid, deadline):
+                    raise self._kept(requests.TIMEOUT, f"no answer in {timeout:g} s", workload)
+        except Refusal as refusal:
+            refusal.reset = reset
+            raise
+        return Added(workload, reset)
+
+    async def _captured(
+        self, workload: Workload, spec: Spec, answer: Answer, deadline: float
+    ) -> bool:
+        """Waits for the rules. Whether connections from before were reset."""
+        while not answer.done():
+            self._refuse_if_overtaken(workload, spec)
+            if not await self._life.change(workload.uid, deadline, answer):
+                raise self._kept(requests.TIMEOUT, f"{RULES}not in place in time", workload)
+        error = answer.exception()
+        if isinstance(error, Failed):
+            raise self._kept(requests.RULES, f"{RULES}{error}", workload)
+        return error is None and answer.result().flushed
 
     def _refuse_when_closing(self) -> None:
         if self._is_closing:
             raise Refusal(requests.SHUTTING_DOWN, "the agent is shutting down")
 
-    def _register(self, wanted: Wanted) -> Workload:
+    def _plan(self, wanted: Wanted) -> _Plan:
         reference = references.normal(wanted.netns)
         if reference is None:
             raise Refusal(
@@ -119,22 +173,50 @@ class Core:
             name = wanted.name or printable(references.last_part(reference))
             info = WorkloadInfo(name, wanted.namespace, wanted.service_account)
             requests.check_size(uid, info)
-            self._refuse_another_uid(uid, opened, wanted)
-            workload = self._registry.workloads.get(uid)
-            if workload is None or workload.netns is None:
-                self._refuse_without_room(workload is None)
-            spec = Spec(reference, info, wanted.capture, dict(wanted.labels))
-            if workload is None:
-                workload = Workload(uid, spec)
-            self._registry.put(workload, spec, opened)
-        except StoreError as error:
-            opened.netns.close()
-            raise Refusal(requests.STORAGE, str(error)) from error
         except BaseException:
             opened.netns.close()
             raise
+        return _Plan(uid, Spec(reference, info, wanted.capture, dict(wanted.labels)), opened)
+
+    async def _register_as_planned(self, plan: _Plan, wanted: Wanted, deadline: float) -> Workload:
+        """Rules that are not wanted any more go before the row that tells of them does."""
+        if plan.spec.capture == requests.REDIRECT:
+            return self._register(plan, wanted)
+        with self._life.capture.leaving(plan.uid):
+            await self._freeing.of(plan.uid, plan.opened, deadline)
+            return self._register(plan, wanted)
+
+    def _register(self, plan: _Plan, wanted: Wanted) -> Workload:
+        """Takes ownership of what was opened, unless this raises."""
+        uid, spec, opened = plan
+        self._refuse_another_uid(uid, opened, wanted)
+        workload = self._registry.workloads.get(uid)
+        if workload is None or workload.netns is None:
+            self._refuse_without_room(workload is None)
+        if workload is None:
+            workload = Workload(uid, spec)
+        left = self._left(workload, opened)
+        try:
+            self._registry.put(workload, spec, opened)
+        except StoreError as error:
+            if left is not None:
+                left.close()
+            raise Refusal(requests.STORAGE, str(error)) from error
+        if left is not None:
+            self._life.capture.clean_up(uid, left)
         self._life.watch.classify(workload)
         return workload
+
+    @staticmethod
+    def _left(workload: Workload, opened: Opened) -> NetNs | None:
+        """The netns that it has and is captured in, where it is to be in another one now."""
+        netns = workload.netns
+        if netns is None or not workload.is_captured or netns.is_same(opened.netns):
+            return None
+        try:
+            return NetNs(netns.lease(), netns.reference)
+        except SyscallError as error:
+            raise Refusal(requests.LIMIT, str(error), workload) from error
 
     def _uid_of(self, reference: str, opened: Opened) -> str:
         path = references.path_of(reference)
@@ -170,14 +252,13 @@ class Core:
     def _is_acknowledged(self, workload: Workload, spec: Spec) -> bool:
         """False: not yet. Refusal: no, and it will not be soon."""
         uid = workload.uid
-        if self._registry.workloads.get(uid) is not workload:
-            raise Refusal(requests.NO_SUCH_WORKLOAD, f"{uid} was deleted meanwhile")
-        if workload.spec != spec:
-            raise Refusal(requests.SUPERSEDED, f"{uid} was added otherwise meanwhile", workload)
-        if self._is_closing:
-            raise self._kept(requests.SHUTTING_DOWN, "the agent is shutting down", workload)
+        self._refuse_if_overtaken(workload, spec)
         if workload.trouble:
             raise Refusal(requests.NO_SUCH_NETNS, workload.trouble, workload)
+        if workload.awaits_rules:  # the netns was replaced just now
+            if workload.rules_trouble:
+                raise self._kept(requests.RULES, RULES + workload.rules_trouble, workload)
+            return False
         newest = self._life.ztunnels.newest
         if newest is None:
             ended = self._life.ztunnels.last_end
@@ -191,21 +272,18 @@ class Core:
             raise self._kept(requests.REFUSED, f"{REFUSED}{refused}", workload)
         return conversation.knows(uid)
 
+    def _refuse_if_overtaken(self, workload: Workload, spec: Spec) -> None:
+        uid = workload.uid
+        if self._registry.workloads.get(uid) is not workload:
+            raise Refusal(requests.NO_SUCH_WORKLOAD, f"{uid} was deleted meanwhile")
+        if workload.spec != spec:
+            raise Refusal(requests.SUPERSEDED, f"{uid} was added otherwise meanwhile", workload)
+        if self._is_closing:
+            raise self._kept(requests.SHUTTING_DOWN, "the agent is shutting down", workload)
+
     @staticmethod
     def _kept(code: str, why: str, workload: Workload) -> Refusal:
-        return Refusal(code, f"{why}; {KEPT}", workload)
-
-    async def _change(self, uid: str, deadline: float) -> bool:
-        """Waits until anything about the uid changes; False when the time is over."""
-        left = deadline - self._loop.time()
-        if left <= 0:
-            return False
-        future = self._life.next_change(uid)
-        try:
-            await asyncio.wait({future}, timeout=left)
-        finally:
-            future.cancel()
-        return True
+        return Refusal(code, f"{why}; {KEPT} {_unless_ready(workload)}", workload)
 
     # ---- del ---------------------------------------------------------------------------------
 
@@ -217,21 +295,29 @@ class Core:
         :raises Refusal: there is none, or more than one.
         """
         self._refuse_when_closing()
+        deadline = self._loop.time() + timeout
         workload = self.find(key)
         uid = workload.uid
-        try:
-            self._registry.remove(workload)
-        except StoreError as error:
-            raise Refusal(requests.STORAGE, str(error), workload) from error
+        if workload.is_captured:
+            with self._life.capture.leaving(uid):
+                await self._freeing.all_of(workload, deadline)
+                self._remove(workload)
+        else:
+            self._remove(workload)
         self._log.event("info", "workload-deleted", **workload.shown())
         self._life.watch.forget(uid)
         told = list(self._life.ztunnels)
         self._life.offer(uid)
-        deadline = self._loop.time() + timeout
         while any(each in self._life.ztunnels for each in self._unconfirmed(told, uid)):
-            if self._is_closing or not await self._change(uid, deadline):
+            if self._is_closing or not await self._life.change(uid, deadline):
                 break
         return Deleted(workload, tuple(each.number for each in self._unconfirmed(told, uid)))
+
+    def _remove(self, workload: Workload) -> None:
+        try:
+            self._registry.remove(workload)
+        except StoreError as error:
+            raise Refusal(requests.STORAGE, str(error), workload) from error
 
     def _unconfirmed(self, told: list[Ztunnel], uid: str) -> list[Ztunnel]:
         """Those that may serve it yet. One that has ended by itself does not."""
@@ -319,6 +405,7 @@ class Core:
                 self._reconcile.last_cpu,
             ),
             descriptors=DescriptorStatus(self._registry.held, self._life.max_held),
+            podside=self._life.capture.status(),
         )
 
     @staticmethod
@@ -335,6 +422,11 @@ class Core:
             awaiting=ztunnel.awaiting or None,
             refused=dict(conversation.refused),
         )
+
+
+def _unless_ready(workload: Workload) -> str:
+    """Its state: one that is ready is so as it was wanted before, or by an answer of before."""
+    return PENDING if workload.state == READY else workload.state
 
 
 def _real_path_of(workload: Workload) -> str | None:

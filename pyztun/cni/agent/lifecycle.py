@@ -1,11 +1,13 @@
 """Lifecycle: what happens to a workload between `add` and `del`, and the state that it is in.
 
-Two kinds of things happen: its reference means another netns, or none (watch.py, reconcile.py);
-ztunnels come, go and answer (ztunnels.py). Both end here: the registry is brought up to date, every
-ztunnel is told what changed, and the workload's state is judged anew.
+Three kinds of things happen: its reference means another netns, or none (watch.py, reconcile.py);
+rules in its netns are put in place, or broken (capture.py); ztunnels come, go and answer
+(ztunnels.py). All end here: the registry is brought up to date, every ztunnel is told what changed,
+and the workload's state is judged anew.
 
-    degraded: REASON    its reference has no netns, or cannot be checked now
-    pending: REASON     no ztunnel is connected, or the newest one refused it or has not answered
+    degraded: REASON    its reference has no netns, or cannot be checked now; its rules are broken
+    pending: REASON     its rules are not in place; no ztunnel is connected, or the newest one
+                        refused it or has not answered
     ready               the newest ztunnel has acknowledged exactly what is wanted
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+from pyztun.cni.agent.capture import Capture, verdict
 from pyztun.cni.agent.reconcile import Retries
 from pyztun.cni.agent.watch import Another, Gone, Unknown, Watch, look
 from pyztun.cni.agent.workload import DEGRADED, PENDING, READY
@@ -22,8 +25,10 @@ from pyztun.cni.agent.ztunnels import Ztunnels
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from typing import Any
 
     from pyztun.cni.agent.opening import Opened, Opener
+    from pyztun.cni.agent.podside import Answer
     from pyztun.cni.agent.registry import Registry
     from pyztun.cni.agent.watch import Finding
     from pyztun.cni.agent.workload import Workload
@@ -66,7 +71,9 @@ class Lifecycle:
         self.ztunnels = Ztunnels(
             listener, ztunnel_uids, registry.offers, registry.netns_of, self, log
         )
+        self.capture = Capture(registry, self._rules_changed, log)
         self._open_all()
+        self.capture.begin()
         self.connections_changed()
 
     def close(self) -> None:
@@ -74,6 +81,7 @@ class Lifecycle:
         self.retries.close()
         self.watch.close()
         self.ztunnels.close()
+        self.capture.close()
         if self._writer is not None:
             self._writer.cancel()
         self.wake_all()
@@ -118,7 +126,21 @@ class Lifecycle:
 
     def _tell(self, uid: str) -> None:
         """What is held for it is another thing now, or nothing."""
-        self.ztunnels.changed(uid)
+        self.capture.moved(uid)
+        self._rules_changed(uid)
+
+    def _rules_changed(self, uid: str) -> None:
+        """They are in place, or broken; or what is held for the uid is another thing now.
+
+        While a netns has not had its rules, ztunnels hear nothing of it: who serves the one from
+        before is to replace it, in one step. Only where they cannot be had is it told to stop.
+        """
+        workload = self._registry.workloads.get(uid)
+        if workload is None or not workload.awaits_rules:
+            self.ztunnels.changed(uid)
+        elif workload.was_offered and workload.rules_trouble:
+            self._registry.withdrawn(workload)
+            self.ztunnels.changed(uid)
         self.judge(uid)
 
     def _check_blocked(self) -> None:
@@ -195,7 +217,7 @@ class Lifecycle:
         return True
 
     def repair(self, workload: Workload) -> None:
-        """A step of the reconcile pass: its netns, and whether the newest ztunnel has it.
+        """A step of the reconcile pass: its netns and rules, and whether the newest ztunnel has it.
 
         That one is asked, by an Add that changes nothing where all is well: its listeners may have
         been destroyed by root in the pod, and it may have stopped answering.
@@ -203,6 +225,7 @@ class Lifecycle:
         if self._registry.workloads.get(workload.uid) is not workload:
             return
         self.check(workload)
+        self.capture.verify(workload.uid)
         self.ztunnels.again(workload.uid)
         self.judge(workload.uid)
 
@@ -218,7 +241,8 @@ class Lifecycle:
         self.ztunnels.again(uid)
 
     def _offer_again(self, uid: str) -> None:
-        if uid in self._registry.workloads:
+        workload = self._registry.workloads.get(uid)
+        if workload is not None and not workload.awaits_rules:
             self.ztunnels.changed(uid)
 
     def answered(self, ztunnel: Ztunnel, answer: Answered) -> None:
@@ -257,6 +281,8 @@ class Lifecycle:
     def _verdict(self, workload: Workload) -> tuple[str, str]:
         if workload.trouble:
             return DEGRADED, workload.trouble
+        if (of_rules := verdict(workload)) is not None:
+            return of_rules
         newest = self.ztunnels.newest
         if newest is None:
             return PENDING, NO_ZTUNNEL
@@ -267,11 +293,22 @@ class Lifecycle:
             return PENDING, REFUSED + refused
         return PENDING, f"ztunnel {newest.number} has not answered yet"
 
-    def next_change(self, uid: str) -> asyncio.Future[None]:
-        """Done as soon as anything about the uid may be another."""
+    async def change(self, uid: str, deadline: float, answer: Answer | None = None) -> bool:
+        """Waits until anything about the uid may be another; False when the time is over.
+
+        :param answer: of podside, for which it waits as well.
+        """
+        left = deadline - self._loop.time()
+        if left <= 0:
+            return False
         future = self._loop.create_future()
         self._waiting.setdefault(uid, set()).add(future)
-        return future
+        futures: set[asyncio.Future[Any]] = {future} if answer is None else {future, answer}
+        try:
+            await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            future.cancel()
+        return True
 
     def wake_all(self) -> None:
         """Has everybody who waits look again."""

@@ -7,6 +7,7 @@ workload that is replaced keeps its place. Not safe for threads: all of it runs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from pyztun.cni.agent.store import StoreError
 from pyztun.protocol.zds_agent import Offer
@@ -65,7 +66,7 @@ class Registry:
         """Takes over what is on disk, without any netns. Cookies of another boot are void."""
         for workload in self._store.load():
             if workload.boot_id != self._boot_id:
-                workload.cookie = workload.process = None
+                workload.cookie = workload.process = workload.ruled = None
             self.workloads[workload.uid] = workload
             self.missing.add(workload.uid)
 
@@ -94,32 +95,63 @@ class Registry:
 
         Takes ownership of what was opened, unless this raises: StoreError, and nothing has changed.
         """
-        before = _copy(workload)
+        before = _Before(
+            workload.spec, workload.boot_id, workload.cookie, workload.process, workload.ruled
+        )
         workload.spec = spec
         workload.boot_id, workload.cookie = self._boot_id, opened.cookie
         workload.process = opened.process
+        same = workload.netns is not None and workload.netns.is_same(opened.netns)
+        if not workload.is_captured or (workload.netns is not None and not same):
+            workload.ruled = None  # or will be: they are removed from a netns that is left
         try:
             self._store.put([workload])
         except StoreError:
-            workload.spec, workload.boot_id, workload.cookie, workload.process = before
+            _restore(workload, before)
             raise
         self._changed.pop(workload.uid, None)
         self.workloads.setdefault(workload.uid, workload)
+        if not (same and workload.is_captured):
+            workload.rules_trouble = ""
         self._release(workload)
         self._hold(workload, opened)
 
     def adopt(self, workload: Workload, opened: Opened) -> None:
         """Another netns by the same reference, or one again. Takes ownership of it."""
         workload.boot_id, workload.cookie = self._boot_id, opened.cookie
-        workload.process = opened.process
+        workload.process, workload.rules_trouble = opened.process, ""
         self._release(workload)
         self._hold(workload, opened)
         self._changed[workload.uid] = None
 
+    def ruled(self, workload: Workload, without: tuple[str, ...], trouble: str = "") -> None:
+        """Rules of ours are in place in the netns that is held: it may be offered.
+
+        :param trouble: with what is known to be wrong all the same.
+
+        On disk when this returns, unless the disk fails: then as soon as it does not. The next
+        agent offers it at once therefore; a snapshot without it would have ztunnel stop it.
+        """
+        workload.rules_trouble, workload.without = trouble, without
+        if workload.ruled == workload.known_as:
+            return
+        workload.ruled = workload.known_as
+        workload.renew_offer()
+        self._changed[workload.uid] = None
+        self.write()
+
+    def broken(self, workload: Workload, trouble: str) -> None:
+        """Rules cannot be put in place, or back. Where they were, it goes on being offered."""
+        workload.rules_trouble = trouble
+
+    def withdrawn(self, workload: Workload) -> None:
+        """Ztunnels are told to stop it."""
+        workload.was_offered = False
+
     def lose(self, workload: Workload, trouble: str) -> None:
         """Its netns is gone, or nothing that may be served: no more offered, not held."""
         self._release(workload)
-        workload.trouble, workload.is_kept = trouble, False
+        workload.trouble, workload.is_kept, workload.rules_trouble = trouble, False, ""
         workload.renew_offer()
 
     def doubt(self, workload: Workload, trouble: str) -> None:
@@ -190,5 +222,13 @@ class Registry:
                 workload.netns.close()
 
 
-def _copy(workload: Workload) -> tuple[Spec, str, int | None, str | None]:
-    return workload.spec, workload.boot_id, workload.cookie, workload.process
+class _Before(NamedTuple):
+    spec: Spec
+    boot_id: str
+    cookie: int | None
+    process: str | None
+    ruled: int | None
+
+
+def _restore(workload: Workload, before: _Before) -> None:
+    workload.spec, workload.boot_id, workload.cookie, workload.process, workload.ruled = before

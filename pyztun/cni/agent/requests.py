@@ -32,9 +32,12 @@ BUSY: Final = "busy"
 LIMIT: Final = "limit"
 SUPERSEDED: Final = "superseded"
 STORAGE: Final = "storage"
+RULES: Final = "rules"
 SHUTTING_DOWN: Final = "shutting-down"
 
-CAPTURES = ("none",)
+REDIRECT: Final = "redirect"
+NO_CAPTURE: Final = "none"
+CAPTURES = (REDIRECT, NO_CAPTURE)
 MAX_REFERENCE = 4096
 """Bytes: PATH_MAX."""
 MAX_LABELS, MAX_LABEL = 64, 256
@@ -59,7 +62,7 @@ class Wanted(NamedTuple):
     name: str | None = None
     namespace: str = "default"
     service_account: str = "default"
-    capture: str = "none"
+    capture: str = REDIRECT
     labels: Mapping[str, str] = NO_LABELS
 
 
@@ -69,11 +72,13 @@ class Refusal(Exception):
     :ivar code: a word for machines, one of the constants above.
     :ivar reason: one line for people.
     :ivar workload: as it is now, where the intent was kept all the same.
+    :ivar reset: connections of the pod from before were reset all the same.
     """
 
     def __init__(self, code: str, reason: str, workload: Workload | None = None) -> None:
         super().__init__(reason)
         self.code, self.reason, self.workload = code, reason, workload
+        self.reset = False
 
 
 def check(wanted: Wanted) -> None:
@@ -85,7 +90,8 @@ def check(wanted: Wanted) -> None:
     for field in ("uid", "name", "namespace", "service_account"):
         _check_text(field, getattr(wanted, field))
     if wanted.capture not in CAPTURES:
-        raise Refusal(BAD_REQUEST, f"capture {wanted.capture!r} is not built yet, only 'none' is")
+        known = " or ".join(CAPTURES)
+        raise Refusal(BAD_REQUEST, f"capture {wanted.capture!r} is not {known}")
     if len(wanted.labels) > MAX_LABELS:
         raise Refusal(BAD_REQUEST, f"more than {MAX_LABELS} labels")
     for key, value in wanted.labels.items():

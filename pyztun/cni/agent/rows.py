@@ -18,10 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VERSION = 1
+VERSION = 2
 
 # Cookies have 64 bits and sqlite's integers a sign; paths are bytes.
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS workloads (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
     uid TEXT NOT NULL UNIQUE,
@@ -36,15 +36,19 @@ CREATE TABLE IF NOT EXISTS workloads (
     process TEXT,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
-    since REAL NOT NULL
-);
-PRAGMA user_version = {VERSION};
+    since REAL NOT NULL,
+    ruled TEXT
+)
 """
+ADD_RULED = "ALTER TABLE workloads ADD COLUMN ruled TEXT"
+"""From version 1, in which nothing was captured."""
+SET_VERSION = f"PRAGMA user_version = {VERSION}"
 COLUMNS = (
     "uid, name, namespace, service_account, reference, capture, labels, boot_id, cookie, process, "
-    "state, reason, since"
+    "state, reason, since, ruled"
 )
 SELECT = f"SELECT {COLUMNS} FROM workloads ORDER BY place"  # noqa: S608  constants
+SELECT_1 = SELECT.replace("ruled", "NULL")
 PUT = f"""
 INSERT INTO workloads ({COLUMNS}) VALUES ({", ".join("?" * len(COLUMNS.split(",")))})
 ON CONFLICT (uid) DO UPDATE SET
@@ -74,6 +78,7 @@ def row_of(workload: Workload) -> Row:
         workload.state,
         workload.reason,
         workload.since,
+        None if workload.cookie is None or workload.ruled is None else str(workload.ruled),
     )
 
 
@@ -106,6 +111,7 @@ def workload_of(row: Sequence[object]) -> Workload:
     workload.process = None if row[9] is None else _text(row[9])
     workload.state, workload.reason = _text(row[10]), _text(row[11])
     workload.since = _moment(row[12])
+    workload.ruled = None if row[13] is None else int(_text(row[13]))
     if workload.state not in (READY, PENDING, DEGRADED):
         raise ValueError("a state that there is not")
     return workload

@@ -76,8 +76,17 @@ def _readable(path: str) -> Iterator[Workload]:
             db.text_factory = bytes
             with contextlib.closing(db):
                 db.execute("PRAGMA locking_mode = EXCLUSIVE")
-                for row in db.execute(rows.SELECT.replace("ORDER BY place", "NOT INDEXED")):
+                for row in _rows(db):
                     with contextlib.suppress(ValueError):
                         workload = rows.workload_of(row)
                         found.setdefault(workload.uid, workload)
     return iter(found.values())
+
+
+def _rows(db: sqlite3.Connection) -> Iterator[rows.Row]:
+    """In whatever version they were written. sqlite3.Error."""
+    try:
+        selected = db.execute(rows.SELECT.replace("ORDER BY place", "NOT INDEXED"))
+    except sqlite3.OperationalError:  # no such column
+        selected = db.execute(rows.SELECT_1.replace("ORDER BY place", "NOT INDEXED"))
+    yield from selected

@@ -5,7 +5,7 @@ agent       an asyncio loop with all the rest: ztunnels, control API, watch, rec
 log         writes stdout and stderr
 
 Since Linux 6.18 no thread ever enters another netns; before, the agent thread does to ask for its
-cookie, where it may (opening.py).
+cookie, where it may (opening.py). Rules in pods are the work of a child (podside.py).
 """
 
 from __future__ import annotations

@@ -30,8 +30,10 @@ replaced under its path is found by itself and sent again; one that is gone is t
 ztunnel, and its workload waits as `degraded` for the path to return. Every ztunnel keeps serving
 while the agent is away.
 
-Needs no capability beyond the right to open the netns (before Linux 6.18 it knows a netns' cookie
-only with CAP_SYS_ADMIN over it). Raises its soft RLIMIT_NOFILE to the hard
+Needs CAP_SYS_ADMIN and CAP_NET_ADMIN for workloads with --capture redirect, whose rules a child of
+its own, podside, puts into the pod, watches and repairs; they stay when the agent ends. For others
+it needs no capability beyond the right to open the netns (before Linux 6.18 it knows a netns'
+cookie only with CAP_SYS_ADMIN over it). Raises its soft RLIMIT_NOFILE to the hard
 limit: each workload holds one descriptor. Directories of the sockets that do not exist are made.
 Prints `agent ready` on stdout; the log goes to stderr. docs/operations.md lists what it does when
 something fails, docs/api.md describes the control socket.

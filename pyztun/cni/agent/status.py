@@ -49,6 +49,21 @@ class DescriptorStatus(NamedTuple):
     limit: int
 
 
+class PodsideStatus(NamedTuple):
+    """The process that enters pods.
+
+    :ivar pid: None while none runs: it is started for the first workload that is captured.
+    :ivar restarts: how often it was started again.
+    :ivar captured: how many workloads have our rules in their netns.
+    :ivar repaired: how often rules were found changed and put back.
+    """
+
+    pid: int | None
+    restarts: int
+    captured: int
+    repaired: int
+
+
 class Status(NamedTuple):
     """The agent, at one moment.
 
@@ -69,3 +84,4 @@ class Status(NamedTuple):
     ztunnels: tuple[ZtunnelStatus, ...]
     reconcile: ReconcileStatus
     descriptors: DescriptorStatus
+    podside: PodsideStatus

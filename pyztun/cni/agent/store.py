@@ -145,12 +145,27 @@ def _open(path: str) -> sqlite3.Connection:
         db.execute("COMMIT")
         _check_content(db, path, version)
         if version < rows.VERSION:
-            db.executescript(rows.SCHEMA)
+            _bring_up_to_date(db)
         db.isolation_level = "IMMEDIATE"
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    """A new file, one of version 1, or a new one whose maker was killed. All of it or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.execute(rows.SCHEMA)
+        columns = [bytes(name) for _, name, *_ in db.execute("PRAGMA table_info(workloads)")]
+        if b"ruled" not in columns:
+            db.execute(rows.ADD_RULED)
+        db.execute(rows.SET_VERSION)
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
 
 
 def _check_content(db: sqlite3.Connection, path: str, version: int) -> None:

@@ -53,6 +53,7 @@ STATUSES = {
     requests.REFUSED: 502,
     requests.LIMIT: 503,
     requests.NO_ZTUNNEL: 503,
+    requests.RULES: 503,
     requests.SHUTTING_DOWN: 503,
     requests.TIMEOUT: 504,
     requests.STORAGE: 507,
@@ -192,13 +193,14 @@ def error(code: str, reason: str, kept: Json | None = None) -> Json:
     return shown
 
 
-def workload(one: Workload, known_by: Sequence[int]) -> Json:
+def workload(one: Workload, known_by: Sequence[int], reset: bool | None = None) -> Json:
     """One workload.
 
     :param known_by: the numbers of the ztunnels that acknowledged it as it is wanted now.
+    :param reset: for the answer to an add: whether connections of the pod were reset by it.
     """
     info = one.info
-    return {
+    shown: Json = {
         "uid": one.uid,
         "name": info.name,
         "namespace": info.namespace,
@@ -211,8 +213,23 @@ def workload(one: Workload, known_by: Sequence[int]) -> Json:
         "reason": one.reason,
         "since": moment(one.since),
         "capture": one.capture,
+        "rules": _rules(one),
         "labels": dict(one.labels),
         "ztunnels": list(known_by),
+    }
+    if reset is not None:
+        shown["connections_reset"] = reset
+    return shown
+
+
+def _rules(one: Workload) -> Json | None:
+    if not one.is_captured:
+        return None
+    return {
+        "in_place": one.has_rules,
+        "trouble": one.rules_trouble,
+        "without": list(one.without),
+        "repaired": one.repairs,
     }
 
 
@@ -236,6 +253,7 @@ def status(now: Status) -> Json:
             "last_cpu": repair.last_cpu,
         },
         "descriptors": {"held": table.held, "limit": table.limit},
+        "podside": now.podside._asdict(),
     }
 
 

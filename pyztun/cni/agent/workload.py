@@ -6,6 +6,7 @@ import os
 from time import time
 from typing import NamedTuple
 
+from pyztun.cni.agent.requests import REDIRECT
 from pyztun.protocol.zds_agent import Offer
 
 TYPE_CHECKING = False
@@ -39,6 +40,11 @@ class Workload:
     :ivar trouble: what is wrong with its reference; empty if nothing is.
     :ivar is_kept: its path is there and cannot be opened now, so ztunnel is asked to keep it.
     :ivar process: when the process of a ``pid:N`` started, to know it from a later one of that pid.
+    :ivar ruled: the ``known_as`` of the netns in which rules of ours were put in place.
+    :ivar rules_trouble: why they cannot be put in place, or repaired; empty if nothing is wrong.
+    :ivar without: parts of them that this pod cannot have now.
+    :ivar repairs: how often they were found changed and put back, since the agent began.
+    :ivar was_offered: ztunnels may have been offered it since they were last told to stop it.
     :ivar state: ready, pending or degraded; ``reason`` says why, ``since`` (seconds of the epoch)
         when the state began.
     """
@@ -51,11 +57,16 @@ class Workload:
         "offer",
         "process",
         "reason",
+        "repairs",
+        "ruled",
+        "rules_trouble",
         "since",
         "spec",
         "state",
         "trouble",
         "uid",
+        "was_offered",
+        "without",
     )
 
     def __init__(self, uid: str, spec: Spec) -> None:
@@ -66,6 +77,11 @@ class Workload:
         self.trouble = ""
         self.is_kept = False
         self.process: str | None = None
+        self.ruled: int | None = None
+        self.rules_trouble = ""
+        self.without: tuple[str, ...] = ()
+        self.repairs = 0
+        self.was_offered = False
         self.state, self.reason, self.since = PENDING, "", time()
         self.offer: Offer | None = None
 
@@ -85,6 +101,11 @@ class Workload:
         return self.spec.capture
 
     @property
+    def is_captured(self) -> bool:
+        """Whether it is to have rules in its netns."""
+        return self.spec.capture == REDIRECT
+
+    @property
     def labels(self) -> Mapping[str, str]:
         """The user's own."""
         return self.spec.labels
@@ -94,16 +115,31 @@ class Workload:
         """Of the netns that we hold."""
         return None if self.netns is None else self.netns.inode
 
+    @property
+    def known_as(self) -> int | None:
+        """What tells its netns from every other one: the cookie; else, while held, the inode."""
+        return self.inode if self.cookie is None else self.cookie
+
+    @property
+    def awaits_rules(self) -> bool:
+        """Whether its netns is held and has not had our rules yet: it must not be offered."""
+        return self.netns is not None and self.is_captured and self.ruled != self.known_as
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether our rules are in its netns, which is held, and nothing is known to be wrong."""
+        captured = self.netns is not None and self.is_captured
+        return captured and self.ruled == self.known_as and not self.rules_trouble
+
     def renew_offer(self) -> None:
         """To be called after every change: what ztunnels are offered, None for nothing."""
-        if self.netns is not None:
-            # As long as it is held its inode is its own.
-            known_as = self.netns.inode if self.cookie is None else self.cookie
-            self.offer = Offer(self.uid, known_as, self.info)
+        if self.netns is not None and not self.awaits_rules:
+            self.offer = Offer(self.uid, self.known_as, self.info)
         elif self.is_kept:
             self.offer = Offer(self.uid, None, self.info)
         else:
             self.offer = None
+        self.was_offered = self.was_offered or self.offer is not None
 
     def set_state(self, state: str, reason: str) -> bool:
         """Returns whether that is another one.

@@ -14,8 +14,12 @@ What differs from Istio's, and why:
 - Guards. A connection from before has its conntrack entry and never meets a nat rule; with
   nf_conntrack_tcp_loose=0 that is so even after a flush. So all TCP is reset that is neither
   translated to us, nor ztunnel's, nor local.
+- What comes from outside is for a socket of ztunnel, which has the mark, or is reset. Any process
+  may listen on our ports while ztunnel is down, and beside it with SO_REUSEPORT and the same uid.
 - No TCP is forwarded: what comes for others is redirected to us, but for what was there before.
-- What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing.
+- What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing. Nor does what was
+  translated to 127.0.0.1: a socket that is bound to a device (SO_BINDTODEVICE, which needs no
+  privilege; IPv6 link-local) is routed out of that device even so.
 """
 
 from __future__ import annotations
@@ -59,6 +63,8 @@ _NOT_OURS = f"meta mark & {MASK:#x} != {MARK:#x}"
 _TAGGED = f"meta mark & {MASK:#x} == {FLOW_MARK:#x}"
 _TRANSLATED = "meta l4proto tcp ct status dnat ct reply proto-src"
 _RST = "tcp flags & rst == rst"
+_SOMEBODY_ELSES = f"socket mark & {MASK:#x} != {MARK:#x}"
+"""No match where there is no socket, or one that is not whole: TIME_WAIT, or the handshake's."""
 
 _CHAINS = f"""\
 	chain raw_output {{
@@ -103,18 +109,22 @@ _CHAINS = f"""\
 		{_RST} accept
 		counter reject with tcp reset
 	}}
+	chain guard_refuse {{
+		counter reject with tcp reset
+	}}
 	chain guard_input {{
 		type filter hook input priority {GUARD}; policy accept;
 		meta iif {LO} accept
 		meta l4proto != tcp accept
+		{_RST} accept
+		ip saddr {PROBE_IPV4} accept
+		ip6 saddr {PROBE_IPV6} accept
+		{_SOMEBODY_ELSES} goto guard_refuse
 		tcp dport {HBONE} accept
 		{_TRANSLATED} {OUTBOUND} accept
 		{_TRANSLATED} {INBOUND} accept
 		ct direction reply accept
-		ip saddr {PROBE_IPV4} accept
-		ip6 saddr {PROBE_IPV6} accept
-		{_RST} accept
-		counter reject with tcp reset
+		goto guard_refuse
 	}}
 	chain guard_forward {{
 		type filter hook forward priority {GUARD}; policy accept;
@@ -125,6 +135,7 @@ _CHAINS = f"""\
 	chain guard_postrouting {{
 		type filter hook postrouting priority {GUARD}; policy accept;
 		meta oif != {LO} meta l4proto tcp {_TAGGED} counter drop
+		meta oif != {LO} ct direction original {_TRANSLATED} {OUTBOUND} counter drop
 	}}
 """
 

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 HELP = f"""\
 usage: pyztun-cni add [OPTIONS] NETNS
 
-Makes the network namespace NETNS a workload: the agent passes it to every ztunnel and keeps it. It
-returns when the newest ztunnel has acknowledged it. Where none does, the workload is kept as
-pending all the same, and sent again until `pyztun-cni del` ends it. Adding it twice is adding it
-once; other words for the same uid replace the old ones. Needs no capability.
+Makes the network namespace NETNS a workload: the agent puts rules into it that redirect its TCP
+connections to ztunnel, passes it to every ztunnel and keeps it. It returns when the newest ztunnel
+has acknowledged it. Where none does, the workload is kept as pending all the same, its rules stay
+in place, so that its connections are refused, and it is sent again until `pyztun-cni del` ends it.
+
+Connections that the netns had before its rules are reset; a second line says so. Adding it twice is
+adding it once, and resets nothing; other words for the same uid replace the old ones. Needs no
+capability.
 
 NETNS    a path (/run/netns/ns2), a bare name (ns2, meaning /run/netns/ns2), pid:N (the netns of a
          process) or fd:N (a descriptor that this command inherited)
@@ -41,7 +45,8 @@ options:
   --namespace NS       (default: default)
   --service-account SA (default: default)
   --label KEY=VALUE    of your own, shown by list --json; repeatable
-  --capture none       how traffic is captured: not at all, so far
+  --capture HOW        redirect: TCP by rules in NETNS, out to port 15001, in to 15006 (default).
+                       none: not at all; takes away the rules of an earlier add
 {OPTIONS}
 
 exit status:
@@ -49,11 +54,14 @@ exit status:
   1  refused or failed; one line on stderr says why, and whether it is kept as pending
   2  usage
 
+The rules outlive agent and ztunnel: only `pyztun-cni del`, or --capture none, removes them.
+
 examples:
   ip netns add ns2 && ip -n ns2 link set lo up
   pyztun-cni add ns2
   pyztun-cni add --uid 7d3f --name web --namespace shop --label tier=front /run/netns/ns2
   pyztun-cni add pid:4711 --timeout 2
+  pyztun-cni add --capture none ns2
 """
 
 FIELDS = {
@@ -63,6 +71,10 @@ FIELDS = {
     "--service-account": "service_account",
     "--capture": "capture",
 }
+
+
+CAPTURES = ("redirect", "none")
+RESET = "connections from before were reset"
 
 
 def main(words: Sequence[str]) -> int:
@@ -83,9 +95,9 @@ def absolute(reference: str) -> str:
 
 def _check(given: Given) -> None:
     given.one("NETNS")
-    capture = given.values.get("--capture", "none")
-    if capture != "none":
-        raise UsageError(f"--capture {capture}: only none is built")
+    capture = given.values.get("--capture", CAPTURES[0])
+    if capture not in CAPTURES:
+        raise UsageError(f"--capture {capture}: it is {' or '.join(CAPTURES)}")
 
 
 def _add(given: Given, control: str, timeout: float) -> int:
@@ -109,6 +121,8 @@ def _add(given: Given, control: str, timeout: float) -> int:
         except client.Refused as refused:
             kept = refused.workload if refused.code != "netns-taken" else None
             rest = f" (uid {kept.get('uid')})" if kept else ""
+            if kept and kept.get("connections_reset") is True:
+                rest += f"; {RESET}"
             return frame.fail(_about(reference, f"{refused.reason}{rest}"))
         except KeyboardInterrupt:
             return frame.fail(
@@ -120,7 +134,10 @@ def _add(given: Given, control: str, timeout: float) -> int:
         tell(json.dumps(workload))
     else:
         words = f"{workload.get('name')} uid={workload.get('uid')} netns={workload.get('cookie')}"
-        tell(shown(f"{workload.get('state')} {words}"))
+        reason = f": {workload['reason']}" if workload.get("reason") else ""
+        tell(shown(f"{workload.get('state')} {words}{reason}"))
+        if workload.get("connections_reset") is True:
+            tell(RESET)
     return frame.DONE
 
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 HELP = f"""\
 usage: pyztun-cni del [OPTIONS] UID|NETNS
 
-Ends a workload: every ztunnel is told to stop serving it, and the agent forgets it, also one that
-is pending. The word is a uid first, else the NETNS with which it was added (a path, or a bare name
-for one under /run/netns), which need not exist any more, or cookie:N. Where it means two
-workloads, neither is touched.
+Ends a workload: its rules are removed from its netns, every ztunnel is told to stop serving it, and
+the agent forgets it, also one that is pending. Where the rules cannot be removed nothing changes; a
+netns that is gone has none.
+
+The word is a uid first, else the NETNS with which it was added (a path, or a bare name for one
+under /run/netns), which need not exist any more, or cookie:N. Where it means two workloads, neither
+is touched.
 
 options:
 {OPTIONS}

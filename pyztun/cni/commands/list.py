@@ -33,7 +33,8 @@ usage: pyztun-cni list [OPTIONS]
 
 Lists the workloads of the agent in the order in which they were added. STATE is `ready`, `pending`
 or `degraded` with the reason, SINCE how long it has been so, COOKIE that of the netns, ZTUNNELS the
-numbers of those that acknowledged the workload as it is wanted now (`pyztun-cni status` has them).
+numbers of those that acknowledged the workload as it is wanted now (`pyztun-cni status` has them),
+CAPTURE how its traffic is captured.
 On a terminal NETNS is the bare name of a path under /run/netns, and long cells are cut to fit; in a
 pipe all is whole, one line a workload.
 
@@ -58,6 +59,7 @@ COLUMNS = (
     Column("COOKIE"),
     Column("SINCE"),
     Column("ZTUNNELS"),
+    Column("CAPTURE"),
     Column("STATE"),
 )
 COLOURS = {"ready": GREEN, "pending": YELLOW, "degraded": RED}
@@ -102,6 +104,7 @@ def _row(workload: client.Json, short: bool) -> list[str]:
         "-" if cookie is None else cookie,
         age(workload.get("since")),
         numbers or "-",
+        workload.get("capture"),
         f"{state}: {reason}" if reason else state,
     )
     return [shown(str(cell)) for cell in cells]

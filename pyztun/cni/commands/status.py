@@ -19,6 +19,7 @@ HELP = f"""\
 usage: pyztun-cni status [OPTIONS]
 
 Shows how the agent is, how many workloads are in which state, and the ztunnels that are connected.
+Podside is the process that puts rules into pods; repairs are rules that somebody else had changed.
 NEWEST is the one that new workloads go to, KNOWS how many workloads it acknowledged as they are
 wanted now, WAITS FOR the request whose answer is due.
 
@@ -78,6 +79,7 @@ def _lines(said: client.Json) -> Iterator[str]:
         "workloads": _counts(said["workloads"]),
         "descriptors": f"{said['descriptors']['held']} of {said['descriptors']['limit']}",
         "reconcile": _reconcile(said["reconcile"]),
+        "podside": _podside(said["podside"]),
     }
     for label, value in facts.items():
         yield f"{label:{LABEL}}{shown(str(value))}"
@@ -99,6 +101,19 @@ def _reconcile(loop: client.Json) -> str:
     passes = f"{loop['passes']} pass{'' if loop['passes'] == 1 else 'es'}"
     cost = f"{loop['last_cpu'] * 1000:.1f} ms of CPU"
     return f"every {loop['interval']:g} s, {passes}, the last {age(loop['last_at'])} ago ({cost})"
+
+
+def _podside(one: client.Json) -> str:
+    if one["pid"] is None and not one["restarts"]:
+        return "not needed yet"
+    process = "not running" if one["pid"] is None else f"pid {one['pid']}"
+    restarts = f", restarted {_times(one['restarts'])}" if one["restarts"] else ""
+    captured = f"rules in {one['captured']} pod{'' if one['captured'] == 1 else 's'}"
+    return f"{process}{restarts}; {captured}, repaired {_times(one['repaired'])}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:d} times"
 
 
 def _row(one: client.Json) -> list[str]:
