@@ -17,10 +17,12 @@ help: ## show this list
 	@echo "ARGS='...' is passed on to what is run: make test ARGS='-k listen'"
 	@echo "KIND=c|address|thread chooses one of sanitize: make sanitize KIND=thread"
 
-demo: setup ## single handoffs, then a node, with the evidence after every step (ARGS=--pause)
+demo: setup ## single handoffs, a node, a captured pod, with the evidence (ARGS=--pause)
 	@$(ROOT) .venv/bin/pyztun demo $(ARGS)
 	@echo
 	@$(ROOT) .venv/bin/pyztun demo --zds $(ARGS)
+	@echo
+	@$(ROOT) .venv/bin/pyztun demo --capture $(ARGS)
 
 test: setup ## all tests; without root or sudo those that can run in a user namespace
 	@$(ROOT) $(PYTHON) -m pytest $(ARGS)

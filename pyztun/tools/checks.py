@@ -70,23 +70,12 @@ class Checks:
             "every thread of ztunnel is at home", cookies == {self._stage.home.cookie}, seen
         )
 
-    def no_netns_held(self) -> None:
-        """ztunnel has no descriptor of a pod's netns; home's own it keeps, to come back."""
-        held = evidence.netns_held_by(self._stage.ztunnel.pid)
-        names = [pod.name for pod in self._stage.pods if pod.inode in held]
-        self._check("ztunnel has no fd of a pod's netns open", not names, ", ".join(names))
-
     def gone(self, pod: Pod, name: str = "") -> None:
         """The kernel has said that the netns of the pod is no more."""
         gone = self._stage.is_gone(pod, DEATH_PATIENCE)
         news = f"netlink message RTM_DELNSID {pod.nsid}"
         seen = news if gone else f"no news in {DEATH_PATIENCE:g} s"
         self._check(f"the kernel reports the end of {name or pod.name}", gone, seen)
-
-    def says_ok(self, view: evidence.View, port: int, pod: Pod) -> None:
-        """A client in the pod got the answer of ztunnel there."""
-        said = view.answers[port]
-        self._check(f"127.0.0.1:{port} in {pod.name} says", said == "ok\n", repr(said))
 
     def nothing_is_left(self, pod: Pod) -> None:
         """No listener in the pod, and whoever connects there is refused."""

@@ -24,7 +24,7 @@ class Daemon:
 
     It ends with us: should the demo be killed, the kernel sends it SIGTERM.
 
-    :param words: its command line, with ``--log-format json``.
+    :param words: its command line, with ``--log-format json`` where wait_for_event() is used.
     :param notify_path: a free path for the socket on which it reports.
     :param env: what it finds in its environment beside ours.
     """

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pyztun import stdio
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
     from pyztun.tools.play import Script
 
-SUMMARY = "show a handoff, or with --zds a node, on pods of its own, with the evidence"
+SUMMARY = "show a handoff, a node or a captured pod, on pods of its own, with the evidence"
 DESCRIPTION = """\
 Makes two pods (network namespaces), starts pyztun-ztunnel, hands both over with pyztun-cni, and
 shows after each step what the kernel says. With --zds: three pods, the node agent and ztunnel; pods
-come, restart and go, and either program is killed. Leaves nothing behind. Needs root, or a user
-namespace, with --zds one that has a /run of its own:
+come, restart and go, and either program is killed. With --capture: a web server in one pod, its
+client in the other, and rules that redirect what is between them; ztunnel is killed, the rules are
+flushed. That one needs nft and ip (packages nftables, iproute2). Leaves nothing behind. Needs root,
+or a user namespace, with --zds or --capture one that has a /run of its own:
 
   unshare --user --map-root-user --net --mount pyztun demo
   unshare --user --map-root-user --net --mount \\
@@ -34,9 +37,13 @@ NOT_PERMITTED = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--zds", action="store_true",
+    forms = parser.add_mutually_exclusive_group()
+    add = forms.add_argument
+    add("--zds", dest="form", action="store_const", const="zds", default="seed",
         help="show a node with its agent and ztunnel instead of single handoffs")  # fmt: skip
+    add("--capture", dest="form", action="store_const", const="capture",
+        help="show two pods whose traffic goes through ztunnel")  # fmt: skip
+    add = parser.add_argument
     add("--pause", action="store_true", help="wait for Enter before each step")
     add("--plain", action="store_true",
         help="no colour, no cursor control; the default where stdout is no terminal")  # fmt: skip
@@ -53,26 +60,22 @@ def run(asked: argparse.Namespace) -> int:
     interrupts = Interrupts()
     terminal = Terminal(sys.stdout, plain=asked.plain or wants_plain(sys.stdout))
     try:
-        return play(_script(asked.zds), terminal, interrupts, pause=asked.pause)
+        return play(_script(asked.form), terminal, interrupts, pause=asked.pause)
     except BrokenPipeError:
         stdio.forget(sys.stdout)
         return 1
     except (PyztunError, OSError) as error:
         if isinstance(error, SyscallError) and error.errno in NOT_PERMITTED:
-            return _fail(f"needs {_needs(asked.zds)} ({error})")
+            return _fail(f"needs {_needs(asked.form)} ({error})")
         return _fail(error)
     except KeyboardInterrupt:
         return _fail("interrupted; everything is cleaned up")
 
 
-def _script(zds: bool) -> Script[Any, Any]:
-    if zds:
-        from pyztun.tools import zds_script
-
-        return zds_script.SCRIPT
-    from pyztun.tools import seed_script
-
-    return seed_script.SCRIPT
+def _script(form: str) -> Script[Any, Any]:
+    """Its modules are imported only where they are played."""
+    script: Script[Any, Any] = import_module(f"pyztun.tools.{form}_script").SCRIPT
+    return script
 
 
 def _fail(reason: object) -> int:
@@ -87,14 +90,14 @@ def _fail(reason: object) -> int:
     return 1
 
 
-def _needs(zds: bool) -> str:
+def _needs(form: str) -> str:
     """What to do, with a command line that needs no privilege, as it can be typed here."""
     us = os.path.realpath(sys.argv[0])
     on_path = os.path.realpath(shutil.which("pyztun") or "") == us
     command = f"{'pyztun' if on_path else us} demo"
     unshare = "unshare --user --map-root-user --net --mount"
-    if not zds:
+    if form == "seed":
         return f"root, or a user namespace: {unshare} {command}"
     # A netns gets its name by a mount on /run/netns, and the machine's /run is the machine's.
-    inside = f"sh -c 'mount -t tmpfs tmpfs /run && exec {command} --zds'"
+    inside = f"sh -c 'mount -t tmpfs tmpfs /run && exec {command} --{form}'"
     return f"root, or a user namespace with a /run of its own: {unshare} {inside}"

@@ -34,6 +34,17 @@ def node(home: int, pods: Sequence[tuple[str, int]]) -> list[str]:
     return [*upper, "", *boxes(*((name, f"netns {cookie}") for name, cookie in pods))]
 
 
+def bridged(pods: Sequence[tuple[str, int]], addresses: Sequence[str]) -> list[str]:
+    """Two pods, the second of which asks the first. ``pods``: (name, cookie)."""
+    drawn = [
+        _box(name, f"netns {cookie}", f"{address} eth0")
+        for (name, cookie), address in zip(pods, addresses, strict=True)
+    ]
+    wires = [" " * 20] * len(drawn[0])
+    wires[-2] = "---- the bridge ----"
+    return ["".join(parts).rstrip() for parts in zip(drawn[1], wires, drawn[0], strict=True)]
+
+
 def boxes(*contents: Sequence[str]) -> list[str]:
     """Boxes side by side; each is a title and as many lines as the others have."""
     drawn = [_box(*each) for each in contents]

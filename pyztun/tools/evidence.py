@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ from pyztun.netns import NetNs
 from pyztun.tools import inside, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-TCP_LISTEN = "0A"
+TCP_ESTABLISHED, TCP_LISTEN = "01", "0A"
+MAPPED = "::ffff:"
+"""Before an IPv4 address that a socket of IPv6 has."""
 PATIENCE = 2.0
 """Seconds that a client waits for each packet."""
 
@@ -42,17 +44,31 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class Connection:
+    """One ESTABLISHED line of /proc/net/tcp or tcp6: one end of a connection.
+
+    :ivar local, remote: ``ADDRESS:PORT``; of IPv4 also where the socket is one of IPv6.
+    :ivar socket: as in Listener.
+    """
+
+    local: str
+    remote: str
+    socket: int
+
+
+@dataclass(frozen=True)
 class View:
     """What a process inside a netns saw.
 
     :ivar cookie: of the netns in which it was.
-    :ivar answers: port -> what the client was told, or ``refused``.
+    :ivar answers: port -> what the client was told, or ``refused``, or ``reset``.
     """
 
     pid: int
     cookie: int
     listeners: list[Listener]
     answers: dict[int, str]
+    connections: list[Connection] = field(default_factory=list)
 
 
 def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
@@ -67,6 +83,7 @@ def look_inside(netns: str, ports: Iterable[int] = ()) -> View:
         seen["cookie"],
         listeners_of(*seen["tables"]),
         {int(port): said for port, said in seen["answers"].items()},
+        connections_of(*seen["tables"]),
     )
 
 
@@ -79,13 +96,28 @@ def listening_at_home() -> list[Listener]:
 def listeners_of(*tables: str) -> list[Listener]:
     """The LISTEN lines of the texts of /proc/net/tcp and tcp6, in the order of their ports."""
     found = []
+    for local, _, socket_inode in _lines(TCP_LISTEN, tables):
+        address, port = local.rsplit(":", 1)
+        found.append(Listener(address, int(port), socket_inode))
+    return sorted(found, key=lambda listener: listener.port)
+
+
+def connections_of(*tables: str) -> list[Connection]:
+    """The ESTABLISHED lines of the texts of /proc/net/tcp and tcp6."""
+    return [Connection(*each) for each in _lines(TCP_ESTABLISHED, tables)]
+
+
+def _lines(state: str, tables: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    """Local address, remote address and socket of each line that has that state."""
     for line in (line for table in tables for line in table.splitlines()[1:]):
         columns = line.split()
-        local, state, inode = columns[1], columns[3], columns[9]
-        if state == TCP_LISTEN:
-            address, port = local.split(":")
-            found.append(Listener(_address(address), int(port, 16), int(inode)))
-    return sorted(found, key=lambda listener: listener.port)
+        if columns[3] == state:
+            yield _endpoint(columns[1]), _endpoint(columns[2]), int(columns[9])
+
+
+def _endpoint(text: str) -> str:
+    address, port = text.split(":")
+    return f"{_address(address)}:{int(port, 16)}"
 
 
 def _address(digits: str) -> str:
@@ -95,7 +127,8 @@ def _address(digits: str) -> str:
     ]
     if len(words) == 1:
         return socket.inet_ntop(socket.AF_INET, words[0])
-    return f"[{socket.inet_ntop(socket.AF_INET6, b''.join(words))}]"
+    text = socket.inet_ntop(socket.AF_INET6, b"".join(words))
+    return text.removeprefix(MAPPED) if text.startswith(MAPPED) else f"[{text}]"
 
 
 def processes_in(netns_inode: int) -> list[int]:
@@ -150,7 +183,7 @@ def netns_held_by(pid: int) -> set[int]:
 
 
 def ask(netns: str, port: int) -> str:
-    """What 127.0.0.1:PORT in the netns (a path) says, or ``refused``, or why it failed.
+    """What 127.0.0.1:PORT in the netns (a path) says, or ``refused``, ``reset``, or why it failed.
 
     The client is a socket of ours that is made there; no process is started for it.
     """
@@ -161,5 +194,7 @@ def ask(netns: str, port: int) -> str:
                 return said.decode(errors="replace")
         except ConnectionRefusedError:
             return "refused"
+        except ConnectionResetError:
+            return "reset"
         except OSError as error:
             return f"failed: {error}"

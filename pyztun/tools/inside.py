@@ -24,7 +24,7 @@ def cookie() -> int:
 
 
 def ask(port: int, until: float) -> str:
-    """All that 127.0.0.1:PORT says until it closes, or ``refused``, or why it failed."""
+    """All that 127.0.0.1:PORT says until it closes, or ``refused``, ``reset``, or why it failed."""
     try:
         left = max(0.1, until - monotonic())
         with socket.create_connection(("127.0.0.1", port), left) as connection:
@@ -32,6 +32,8 @@ def ask(port: int, until: float) -> str:
             return said.decode(errors="replace")
     except ConnectionRefusedError:
         return "refused"
+    except ConnectionResetError:  # also by connect(), where the RST was faster
+        return "reset"
     except OSError as error:
         return f"failed: {error}"
 

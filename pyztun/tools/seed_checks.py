@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyztun.errors import ProtocolError
 from pyztun.protocol import seed
-from pyztun.tools import processes
+from pyztun.tools import evidence, processes
 from pyztun.tools.checks import Checks, listed
 
 if TYPE_CHECKING:
@@ -67,3 +67,14 @@ class SeedChecks(Checks):
         told = done.stdout.strip()
         as_told = done.status == 0 and told == f"released netns={pod.cookie}"
         self._check("pyztun-cni printed", as_told, told or done.summary())
+
+    def no_netns_held(self) -> None:
+        """ztunnel has no descriptor of a pod's netns; home's own it keeps, to come back."""
+        held = evidence.netns_held_by(self._stage.ztunnel.pid)
+        names = [pod.name for pod in self._stage.pods if pod.inode in held]
+        self._check("ztunnel has no fd of a pod's netns open", not names, ", ".join(names))
+
+    def says_ok(self, view: evidence.View, port: int, pod: Pod) -> None:
+        """A client in the pod got the answer of ztunnel there."""
+        said = view.answers[port]
+        self._check(f"127.0.0.1:{port} in {pod.name} says", said == "ok\n", repr(said))

@@ -49,22 +49,25 @@ STEPS = (
         "Two pods become workloads",
         """A workload is a pod that is to be served. pyztun-cni add names its netns and gives it a
         uid, which stays the same for as long as the pod is wanted. The agent writes it to disk and
-        sends the netns to ztunnel. The command ends when ztunnel has said that it listens.""",
+        sends the netns to ztunnel. The command ends when ztunnel has said that it listens. Traffic
+        is left alone here (--capture none): pyztun demo --capture redirects it.""",
         (
             "pyztun/cni/commands/add.py: _add()",
             "pyztun/ztunnel/zds_receiver.py: _taken()",
             "csrc/zds.c: take()",
         ),
         ZdsStory.pods_are_added,
-        """The agent holds each netns, in order to send it again. ztunnel does not: its listeners
-        are enough.""",
+        """The agent holds each netns, in order to send it again. ztunnel holds it too: whatever it
+        connects to for a pod, it connects to from there.""",
     ),
     Step(
         "The listeners are in the pods",
         """This is what the kernel says, not what the programs say. A small process, put into each
         pod by nsenter, reads the list of sockets there, and connects to 127.0.0.1, which is the
-        pod's own. cache was not added, so nothing is in it.""",
-        ("csrc/visit.c: make_sockets()", "csrc/responder.c: answer_one()"),
+        pod's own. ztunnel accepts, and asks the kernel where the client wanted to go. This one was
+        not redirected by anybody, so there is nowhere to go, and ztunnel resets it. cache was not
+        added, so nothing is in it.""",
+        ("csrc/visit.c: make_sockets()", "csrc/relay_verdict.c: pz_relay_verdict()"),
         ZdsStory.listeners_are_in_the_pods,
     ),
     Step(
@@ -78,8 +81,8 @@ STEPS = (
             "pyztun/ztunnel/zds_receiver.py: _attempt()",
         ),
         ZdsStory.pod_restarts,
-        """ztunnel has made the new listeners and closed the old ones, and the agent has closed its
-        old fd. Nothing held the old netns any more, so it died.""",
+        """ztunnel has made the new listeners and closed the old ones, and both programs have closed
+        their old fd. Nothing held the old netns any more, so it died.""",
     ),
     Step(
         "ztunnel is killed, and comes back",
@@ -115,9 +118,9 @@ STEPS = (
     Step(
         "The pods end, then the programs",
         """The demo deletes all three names. Nothing holds web. In db and cache there are still
-        listeners, and the agent has an fd of each. But it sees that the paths are gone, tells
-        ztunnel, and closes its fds, so these two die as well. It keeps their uids: the pods might
-        come back.""",
+        listeners, and both programs have an fd of each. But the agent sees that the paths are gone
+        and tells ztunnel. Both close their fds, so these two die as well. The agent keeps their
+        uids: the pods might come back.""",
         ("pyztun/cni/agent/lifecycle.py: _found_gone()", "pyztun/tools/deathwatch.py: is_gone()"),
         ZdsStory.all_ends,
     ),

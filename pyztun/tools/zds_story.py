@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-import signal
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyztun.tools import drawings, evidence
 from pyztun.tools.checks import CLOSED_PORT, PORTS, listed
-from pyztun.tools.zds_checks import GONE, NO_ZTUNNEL, READY, UIDS, ZdsChecks
+from pyztun.tools.node_checks import GONE, NO_ZTUNNEL, READY, UIDS
+from pyztun.tools.node_stage import JSON_LOG
+from pyztun.tools.node_story import NodeStory
+from pyztun.tools.zds_checks import RESET, ZdsChecks
 
 if TYPE_CHECKING:
-    from pyztun.tools.daemon import Daemon
     from pyztun.tools.observations import Observations
     from pyztun.tools.stage import Pod
     from pyztun.tools.terminal import Terminal
     from pyztun.tools.zds_stage import ZdsStage
 
 
-class ZdsStory:
+class ZdsStory(NodeStory):
     """The steps, each a method; they build on each other in the order of the script."""
 
+    _stage: ZdsStage
+    _see: ZdsChecks
+
     def __init__(self, stage: ZdsStage, terminal: Terminal, observations: Observations) -> None:
-        self._stage, self._terminal, self._observations = stage, terminal, observations
-        self._check = observations.check
         self._see = ZdsChecks(stage, terminal, observations)
+        super().__init__(stage, terminal, observations)
 
     def three_pods(self) -> None:
         stage = self._stage
@@ -41,7 +44,7 @@ class ZdsStory:
         self._see.agent_holds([])
 
     def ztunnel_dials(self) -> None:
-        self._start_ztunnel()
+        self._start_ztunnel(*JSON_LOG)
         event = self._stage.ztunnel.wait_for_event("snapshot")
         count = event["workloads"]
         self._check("the snapshot that ztunnel got", count == 0, f"{count} workloads")
@@ -53,7 +56,7 @@ class ZdsStory:
         self._add(db)
         self._see.list_is(READY, web, db)
         self._see.agent_holds([web, db])
-        self._see.no_netns_held()
+        self._see.ztunnel_holds([web, db])
 
     def listeners_are_in_the_pods(self) -> None:
         stage = self._stage
@@ -73,10 +76,10 @@ class ZdsStory:
         )
         view = evidence.look_inside(stage.web.reference, (*PORTS, CLOSED_PORT))
         for port in PORTS:
-            self._see.says_ok(view, port, stage.web)
+            self._see.is_reset(view, port, stage.web)
         said = view.answers[CLOSED_PORT]
         self._check(f"127.0.0.1:{CLOSED_PORT} in web, where none is", said == "refused", said)
-        self._see.clients_are_answered(stage.db, PORTS[:1])
+        self._see.clients_are_accepted(stage.db, PORTS[:1])
         self._see.nothing_is_left(stage.cache)
 
     def pod_restarts(self) -> None:
@@ -104,7 +107,7 @@ class ZdsStory:
             self._see.nothing_is_left(pod)
         self._see.list_is(NO_ZTUNNEL, *pods)
         began = monotonic()
-        self._start_ztunnel()
+        self._start_ztunnel(*JSON_LOG)
         self._see.served_within(began, "its start", pods)
         count = stage.ztunnel.wait_for_event("snapshot")["workloads"]
         self._check("the snapshot that it got", count == len(pods), f"{count} workloads")
@@ -133,7 +136,7 @@ class ZdsStory:
         self._check("ztunnel listens with the same sockets as before", before == after, seen)
         self._add(stage.cache)
         self._see.list_is(READY, *stage.pods)
-        self._see.clients_are_answered(stage.cache, PORTS[:1])
+        self._see.clients_are_accepted(stage.cache, PORTS[:1])
 
     def _nobody_answers_for_it(self, pods: list[Pod]) -> None:
         """The command fails; while it runs, a client in each pod asks again and again."""
@@ -145,12 +148,12 @@ class ZdsStory:
         self._see.command("list", during=ask)
         status = self._see.done.status
         self._check("nobody answers for the agent", status == 1, f"exit status {status}")
-        answered = said.count("ok\n")
+        accepted = said.count(RESET)
         names = " and ".join(pod.name for pod in pods)
         self._check(
-            f"clients in {names} are answered meanwhile",
-            answered == len(said) > 0,
-            f"{answered} of {len(said)}",
+            f"clients in {names} are accepted meanwhile",
+            accepted == len(said) > 0,
+            f"{accepted} of {len(said)}",
         )
 
     def pod_is_deleted(self) -> None:
@@ -160,7 +163,7 @@ class ZdsStory:
         self._see.nothing_is_left(stage.web)
         rest = [stage.db, stage.cache]
         for pod in rest:
-            self._see.clients_are_answered(pod, PORTS[:1])
+            self._see.clients_are_accepted(pod, PORTS[:1])
         self._see.list_is(READY, *rest)
         self._see.agent_holds(rest)
 
@@ -171,37 +174,11 @@ class ZdsStory:
         for pod in pods:
             self._see.gone(pod)
         self._see.list_is(GONE, stage.db, stage.cache)
-        for name, program in (("ztunnel", stage.ztunnel), ("the agent", stage.agent)):
-            status = program.stop()
-            self._check(f"{name} ends on SIGTERM", status == 0, f"exit status {status}")
-        left = [path for path in (stage.zds, stage.control) if os.path.lexists(path)]
-        self._check("the agent removes both its socket files", not left, ", ".join(left))
+        self._stop_both()
 
     def _add(self, pod: Pod) -> None:
-        name = os.path.basename(pod.reference)
-        self._see.command("add", name, "--uid", UIDS[pod.name], "--name", pod.name)
+        self._add_command(pod, "--capture", "none")
         self._see.added(pod)
-
-    def _start_agent(self) -> None:
-        self._stage.start_agent()
-        self._ready("the agent", self._stage.agent)
-
-    def _start_ztunnel(self) -> None:
-        self._stage.start_ztunnel()
-        self._ready("ztunnel", self._stage.ztunnel)
-
-    def _ready(self, name: str, program: Daemon) -> None:
-        self._terminal.command(program.words)
-        said = program.wait_ready()
-        self._check(f"{name}, pid {program.pid}, reports", said == "READY=1", said)
-        where = evidence.cookie_of_process(program.pid)
-        seen = f"its netns has cookie {where}"
-        self._check(f"{name} is at home", where == self._stage.home.cookie, seen)
-
-    def _kill(self, name: str, program: Daemon) -> None:
-        self._terminal.command(["kill", "-KILL", str(program.pid)])
-        status = program.kill()
-        self._check(f"{name} is dead", status == -signal.SIGKILL, f"exit status {status}")
 
     def _sockets(self, pods: list[Pod]) -> set[int]:
         views = [evidence.look_inside(pod.reference) for pod in pods]

@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -11,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
+from pyztun.tools.capture_stage import SBIN
 from support import pods
 from support.programs import Daemon, environment, program
 
 STEPS = 9
-"""Of either form."""
+"""Of each form."""
 
 
 class DemoRun:
@@ -112,6 +116,34 @@ class DemoRun:
                 os.kill(pid, signal.SIGKILL)
             self.process.kill()
             os.close(self._home)
+
+
+def require_nft() -> None:
+    """Skips where the demo of capture cannot run; under PYZTUN_REQUIRE_ROOT=1 that is a failure."""
+    if shutil.which("nft", path=f"{os.environ['PATH']}:{SBIN}") is None:
+        skip = pytest.fail if os.environ.get("PYZTUN_REQUIRE_ROOT") == "1" else pytest.skip
+        skip("needs nft (nftables)")
+
+
+def steps(lines: list[str]) -> list[list[str]]:
+    """The lines of each step; those before the first come first."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if re.match(r"\[\d/\d\] ", line):
+            found.append([])
+        found[-1].append(line)
+    return found
+
+
+def check_fits(lines: list[str]) -> None:
+    """Plain output is good for a log and a narrow terminal."""
+    for line in lines:
+        assert line.isascii()
+        assert line.isprintable()
+        assert len(line) <= 100
+        assert line == line.rstrip()
+    titles = [each[0] for each in steps(lines)[1:]]
+    assert [title[:5] for title in titles] == [f"[{n}/{STEPS}]" for n in range(1, STEPS + 1)]
 
 
 def one(pattern: str, lines: list[str]) -> re.Match[str]:

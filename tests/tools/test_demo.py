@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo_run import STEPS, DemoRun, OnTerminal, one
+from demo_run import STEPS, DemoRun, OnTerminal, check_fits, one, require_nft
 
+from support import needs
 from support.programs import environment, program, run_program
 
 pytestmark = pytest.mark.needs_netns
@@ -20,14 +21,26 @@ PROMPT = rb"Press Enter: \[(\d)/\d\] [^\x1b\n]*"
 
 SEED: list[str] = []
 ZDS = ["--zds"]
+CAPTURE = ["--capture"]
 
 
 @pytest.fixture(
     params=[SEED, pytest.param(ZDS, marks=pytest.mark.needs_named_netns)], ids=["seed", "zds"]
 )
 def form(request: pytest.FixtureRequest) -> list[str]:
-    """The words that choose a form."""
+    """The words that choose a form; one that captures needs nft too (test_demo_capture.py)."""
     chosen: list[str] = request.param
+    return chosen
+
+
+@pytest.fixture(params=[SEED, ZDS, CAPTURE], ids=["seed", "zds", "capture"])
+def any_form(request: pytest.FixtureRequest) -> list[str]:
+    """The same with all forms."""
+    chosen: list[str] = request.param
+    if chosen:
+        needs.require("needs_named_netns")
+    if chosen == CAPTURE:
+        require_nft()
     return chosen
 
 
@@ -52,6 +65,7 @@ def test_all_is_as_told_and_nothing_is_left(either: DemoRun) -> None:
     count = sum(line.startswith("  [ok] ") for line in either.out)
     assert count > 30
     assert one(r"^All (\d+) observations were as told", either.out)[1] == str(count)
+    check_fits(either.out)
     assert either.left_behind() == []
 
 
@@ -82,17 +96,6 @@ def test_evidence_of_the_issue(run: DemoRun) -> None:
     one(rf"printed: released netns={db}$", out)
     one(r"the kernel reports the end of web: netlink message RTM_DELNSID", out)
     one(r"the kernel reports the end of db: netlink message RTM_DELNSID", out)
-
-
-def test_plain_output_fits_a_log_and_a_narrow_terminal(either: DemoRun) -> None:
-    assert either.finish() == 0
-    for line in either.out:
-        assert line.isascii()
-        assert line.isprintable()
-        assert len(line) <= 100
-        assert line == line.rstrip()
-    titles = [line for line in either.out if re.match(r"\[\d/\d\] ", line)]
-    assert [title[:5] for title in titles] == [f"[{n}/{STEPS}]" for n in range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +217,8 @@ def test_in_a_user_namespace_without_root(no_capability: list[str], directory: P
     assert list(directory.iterdir()) == []
 
 
-def test_without_privilege_one_clear_line(unprivileged: list[str], form: list[str]) -> None:
-    done = run_program("pyztun", "demo", *form, wrap=unprivileged)
+def test_without_privilege_one_clear_line(unprivileged: list[str], any_form: list[str]) -> None:
+    done = run_program("pyztun", "demo", *any_form, wrap=unprivileged)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -225,9 +228,9 @@ def test_without_privilege_one_clear_line(unprivileged: list[str], form: list[st
 
 
 @pytest.mark.needs_userns
-def test_the_line_can_be_typed(unprivileged: list[str], form: list[str]) -> None:
+def test_the_line_can_be_typed(unprivileged: list[str], any_form: list[str]) -> None:
     """What it proposes to somebody without privilege works for them."""
-    refused = run_program("pyztun", "demo", *form, wrap=unprivileged)
+    refused = run_program("pyztun", "demo", *any_form, wrap=unprivileged)
     proposed = re.search(r": (unshare .*?) \(", refused.stderr)
     assert proposed, refused.stderr
     done = subprocess.run(
@@ -239,7 +242,7 @@ def test_the_line_can_be_typed(unprivileged: list[str], form: list[str]) -> None
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("pyztun demo --zds: " if form else "pyztun demo: ")
+    assert done.stdout.startswith(" ".join(["pyztun demo", *any_form]) + ": ")
 
 
 @pytest.mark.needs_userns
@@ -263,7 +266,10 @@ def test_help_and_version(words: tuple[str, ...]) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("words", [(), ("demonstrate",), ("demo", "now"), ("demo", "--pl")])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("demonstrate",), ("demo", "now"), ("demo", "--pl"), ("demo", "--zds", "--capture")],
+)
 def test_usage(words: tuple[str, ...]) -> None:
     done = run_program("pyztun", *words)
     assert (done.returncode, done.stdout) == (2, "")

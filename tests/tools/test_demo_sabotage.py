@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from demo_run import STEPS, DemoRun
+from demo_run import STEPS, DemoRun, require_nft
 
 from support import peers
 from support.programs import program
@@ -82,11 +82,11 @@ CNIS = {
 
 # The same for --zds.
 ZDS_FAULTS = {
-    "keeps the fd": (3, "ztunnel has no fd of a pod's netns open"),
     "stays in the pod": (4, "every thread of ztunnel is at home"),
     "listens at home": (4, "the kernel lists in web"),
     "another port": (4, "the kernel lists in web"),
-    "says nothing": (4, "127.0.0.1:15001 in web says"),
+    "says nothing": (4, "127.0.0.1:15001 in web, accepted but not redirected"),
+    "keeps the fd": (5, "the kernel reports the end of the old netns of web"),
     "keeps listening": (5, "the kernel reports the end of the old netns of web"),
 }
 ADDS_NOTHING = """
@@ -126,7 +126,7 @@ AGENTS = {
     "lists somebody": (LISTS_SOMEBODY, 1, "nobody is listed"),
     "adds nothing": (ADDS_NOTHING, 3, "web and db are listed as ready"),
     "adds another netns": (ADDS_ANOTHER_NETNS, 3, "ztunnel has confirmed web"),
-    "does not watch": (DOES_NOT_WATCH, 5, "a client in web is answered"),
+    "does not watch": (DOES_NOT_WATCH, 5, "a client in web is accepted"),
     "forgets": (FORGETS, 7, "it found each netns again by its cookie"),
     "deletes nothing": (DELETES_NOTHING, 8, "nothing listens in web"),
     "leaves its sockets": (LEAVES_ITS_SOCKETS, 9, "the agent removes both its socket files"),
@@ -147,11 +147,32 @@ IGNORES_ADDS = "ZdsReceiver._has_room = lambda self: False; ZdsReceiver._add = Z
 DIES_AT_A_DEL = "ZdsReceiver._delete = lambda self, uid: os._exit(3)"
 ENDS_WITH_AN_ERROR = "main = lambda ended=main: ended() or 7"
 ZTUNNELS = {
-    "ignores the adds": (IGNORES_ADDS, 4, "the kernel lists in web"),
-    "ends with the agent": (ENDS_WITH_THE_AGENT, 7, "clients in web and db are answered meanwhile"),
+    "ignores the adds": (IGNORES_ADDS, 3, "ztunnel holds by an fd the netns of"),
+    "ends with the agent": (ENDS_WITH_THE_AGENT, 7, "clients in web and db are accepted meanwhile"),
     "starts anew": (STARTS_ANEW, 7, "ztunnel listens with the same sockets as before"),
-    "dies at a deletion": (DIES_AT_A_DEL, 8, "127.0.0.1:15001 in db says"),
+    "dies at a deletion": (DIES_AT_A_DEL, 8, "127.0.0.1:15001 in db, accepted but not redirected"),
     "ends with an error": (ENDS_WITH_AN_ERROR, 9, "ztunnel ends on SIGTERM"),
+}
+
+# The same for --capture.
+CAPTURES_NOTHING = """
+if words[0] == "add":
+    main([*words, "--capture", "none"])
+    print("connections from before were reset")
+    raise SystemExit(0)
+"""
+LEAVES_THE_RULES = """
+if words[0] == "del":
+    print(f"deleted web uid={words[1]}")
+    raise SystemExit(0)
+"""
+CAPTURE_AGENTS = {
+    "captures nothing": (CAPTURES_NOTHING, 3, "a connection from before"),
+    "leaves the rules": (LEAVES_THE_RULES, 8, "no rule is left in web"),
+}
+CAPTURE_FAULTS = {
+    "pyztun-ztunnel": ("own source", 4, "the server saw the address of cache"),
+    "pyztun-cni": ("hears no news", 7, "the rules in cache are back"),
 }
 
 Sabotage = Callable[..., DemoRun]
@@ -264,6 +285,32 @@ def test_agent(sabotage: Sabotage, what: str) -> None:
     change, step, told = AGENTS[what]
     run = sabotage("pyztun-cni", PYTHON, CNI.format(change=change), "--zds")
     check_noticed(run, step, told)
+
+
+@pytest.mark.needs_named_netns
+@pytest.mark.parametrize("what", CAPTURE_AGENTS)
+def test_agent_that_captures(sabotage: Sabotage, what: str) -> None:
+    require_nft()
+    change, step, told = CAPTURE_AGENTS[what]
+    run = sabotage("pyztun-cni", PYTHON, CNI.format(change=change), "--capture")
+    check_noticed(run, step, told)
+
+
+@pytest.mark.needs_named_netns
+@pytest.mark.parametrize("name", CAPTURE_FAULTS)
+def test_fault_where_pods_are_captured(sabotage: Sabotage, faulty_libc: Path, name: str) -> None:
+    require_nft()
+    fault, step, told = CAPTURE_FAULTS[name]
+    environment = f"LD_PRELOAD={faulty_libc} SABOTAGE={shlex.quote(fault)}"
+    run = sabotage(name, SHELL, f'exec env {environment} "$REAL" "$@"', "--capture")
+    check_noticed(run, step, told)
+
+
+@pytest.mark.needs_named_netns
+def test_ztunnel_that_serves_no_captured_pod(sabotage: Sabotage) -> None:
+    require_nft()
+    run = sabotage("pyztun-ztunnel", PYTHON, ZTUNNEL.format(change=IGNORES_ADDS), "--capture")
+    check_noticed(run, 4, "the client's peer is, in cache")
 
 
 @pytest.mark.parametrize("what", CNIS)

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from pyztun.tools import drawings, seed_script, zds_script
+from pyztun.tools import capture_script, drawings, seed_script, zds_script
 from support import REPOSITORY
 
-SCRIPTS = (seed_script.SCRIPT, zds_script.SCRIPT)
+SCRIPTS = (seed_script.SCRIPT, zds_script.SCRIPT, capture_script.SCRIPT)
 STEPS = [step for script in SCRIPTS for step in script.steps]
 PLACES = sorted({place for step in STEPS for place in step.places})
 BIG = 2**32
@@ -62,6 +62,7 @@ def test_drawings_with_large_numbers_fit() -> None:
             f"web, netns {cookie}",
         ),
         *drawings.node(cookie, [("web", cookie), ("db", cookie), ("cache", cookie)]),
+        *drawings.bridged([("web", cookie), ("cache", cookie)], ("10.0.0.1", "10.0.0.2")),
         *drawings.tied(f"home, netns {cookie}", f"web, netns {cookie}", rows),
         *drawings.table(("cookie of", "before", "during"), [("ztunnel", cookie, cookie)]),
     ]
