@@ -32,7 +32,7 @@ class Relaying:
         self._said_no_mark = self._is_closing = False
         path = settings.access_log
         self._access_log = AccessLog(path) if path else None
-        self._dropped = self._lost = 0
+        self._said: dict[str, int] = {}
         self._relay = Relay(
             RelayOptions(
                 settings.threads,
@@ -72,13 +72,25 @@ class Relaying:
 
     def _read(self, timeout: float | None) -> int:
         count = self._relay.next(timeout)
-        if count and self._access_log is not None:
+        if not count:
+            return 0
+        if self._access_log is not None:
             self._access_log.write(self._relay.log())
-        if count and not self._said_no_mark:
+            self._tell("access-log-dropped", "nobody reads it", self._access_log.dropped)
+        counted = self._relay.counters()
+        self._tell("events-lost", "more ended than could be told", counted["lost_events"])
+        self._tell("own-source", "clients' addresses could not be taken", counted["own_source"])
+        self._tell("accept-paused", "no descriptors left", counted["paused"])
+        if counted["refused"] and not self._said_no_mark:
             self._look_for_no_mark(count)
-        if count:
-            self._say_what_was_lost()
         return count
+
+    def _tell(self, event: str, reason: str, total: int) -> None:
+        """Logs what has grown since it was told last."""
+        more = total - self._said.get(event, 0)
+        if more:
+            self._said[event] = total
+            self._log.event("peer", event, reason=reason, count=more)
 
     def _look_for_no_mark(self, count: int) -> None:
         events = self._relay.events
@@ -91,16 +103,6 @@ class Relaying:
             reason="SO_MARK and IP_TRANSPARENT need CAP_NET_ADMIN or CAP_NET_RAW",
             consequence="every connection is closed at once: unmarked it would come back",
         )
-
-    def _say_what_was_lost(self) -> None:
-        lost = self._relay.counters()["lost_events"] - self._lost
-        if lost:
-            self._lost += lost
-            self._log.event("warning", "events-lost", count=lost)
-        if self._access_log is not None and self._access_log.dropped > self._dropped:
-            dropped = self._access_log.dropped - self._dropped
-            self._dropped += dropped
-            self._log.event("peer", "access-log-dropped", reason="nobody reads it", lines=dropped)
 
     def stop(self) -> None:
         self._relay.wake()

@@ -12,7 +12,7 @@ import pytest
 from pyztun.cni.agent.podside import DEADLINE
 from pyztun.testing import AckingZtunnel
 from support.agent import Agent, Reply
-from support.agent_podside import Life, ScriptedPodside
+from support.agent_podside import Add, Life, ScriptedPodside, captured
 from support.pods import Pod
 from support.programs import Daemon
 from support.zt_daemon import frozen
@@ -48,18 +48,6 @@ def add(agent: Agent, pool: ThreadPoolExecutor) -> Callable[..., "Future[Reply]"
         return pool.submit(agent.add, pod, uid=uid, **{"capture": "redirect", **more})
 
     return asked
-
-
-Add = Callable[..., "Future[Reply]"]
-
-
-def captured(add: Add, podside: ScriptedPodside, pod: Pod) -> Life:
-    """The podside of an agent with one workload that is ready."""
-    adding = add(pod)
-    life = podside.life()
-    life.serve("capture", "rules")
-    assert adding.result(10).status == 200
-    return life
 
 
 def test_nothing_is_started_for_what_is_not_captured(

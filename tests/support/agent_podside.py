@@ -9,12 +9,15 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from support import REPOSITORY
+from support.agent import Reply
+from support.pods import Pod
 
 PROGRAM = REPOSITORY / "tests" / "support" / "agent_scripted.py"
 SECONDS = 10.0
@@ -147,3 +150,15 @@ class ScriptedPodside:
         self._listener.close()
         for life in self._lives:
             life.close()
+
+
+Add = Callable[..., "Future[Reply]"]
+
+
+def captured(add: Add, podside: ScriptedPodside, pod: Pod) -> Life:
+    """The podside of an agent with one workload that is ready."""
+    adding = add(pod)
+    life = podside.life()
+    life.serve("capture", "rules")
+    assert adding.result(10).status == 200
+    return life
