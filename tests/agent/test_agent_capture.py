@@ -422,7 +422,7 @@ def test_either_is_killed_in_a_burst(agent: Agent, make_pod: Callable[[], Pod]) 
 
     for number in range(6):
         with AckingZtunnel(agent.zds), ThreadPoolExecutor() as pool:
-            calling = [pool.submit(call, pods[at::3], dice.random()) for at in range(3)]
+            calling = [pool.submit(call, pods[at::3], dice.randrange(1000)) for at in range(3)]
             time.sleep(dice.random() * 0.1)  # a moment, whichever
             victim = agent.daemon.pid if number % 2 else agent.status()["podside"]["pid"]
             if victim is not None:
