@@ -26,7 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from pyztun._core import FFI, CData as CData  # noqa: I001, PLC0414  for who has a handle
+    from pyztun._core import FFI
+    from pyztun._core import CData as CData  # noqa: PLC0414  for who has a handle
     from pyztun._relay import Lib as Relay
 
 MAX_FDS: int = lib.PZ_MAX_FDS
