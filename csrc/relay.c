@@ -27,6 +27,8 @@ enum { EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50 };
 /* What the kernel has accepted for a listener would be reset when that is closed. */
 static void accept_queued(struct thread *t, struct place *place)
 {
+    if (place->is_left)
+        return;
     for (int i = 0; i < QUEUED_AT_END && pz_door_ready(t, place); i++)
         continue;
 }
@@ -119,6 +121,9 @@ static void *run(void *argument)
         if (is_commanded)
             goes_on = obey(t);
     }
+    /* No flow is open any more; of the dead, those whose turn was still to come. */
+    pz_flow_continue(t);
+    pz_flow_bury(t);
     return NULL;
 }
 
@@ -352,6 +357,7 @@ static int start_thread(struct pz_relay *r, struct thread *t)
     t->wake.kind = SOURCE_WAKE;
     t->sweep_ms = INT64_MAX;
     t->ready_end = &t->ready;
+    t->paused_end = &t->paused;
     if (pz_pipes_init(t) < 0)
         return -ENOMEM;
     t->epoll = epoll_create1(EPOLL_CLOEXEC);

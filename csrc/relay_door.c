@@ -17,7 +17,8 @@
  * choose the port, by the whole tuple), so that the application sees who calls.
  *
  * When descriptors run out accept() fails and the listener stays ready: epoll would report it for
- * ever. So this thread leaves the listener for PAUSE_MS; the kernel's queue keeps the clients.
+ * ever. So this thread leaves the listener for PAUSE_MS; the kernel's queue keeps the clients. Who
+ * had to leave first is back first: else one pod would get every place that is free again.
  */
 #include "relay_internal.h"
 
@@ -247,6 +248,8 @@ void pz_door_leave(struct thread *t, struct place *place)
     for (struct place **at = &t->paused; *at != NULL; at = &(*at)->next_paused)
         if (*at == place) {
             *at = place->next_paused;
+            if (t->paused_end == &place->next_paused)
+                t->paused_end = at;
             break;
         }
     place->is_paused = false;
@@ -258,10 +261,11 @@ static void pause_door(struct thread *t, struct place *place)
     if (place->is_paused)
         return;
     place->is_paused = true;
-    place->next_paused = t->paused;
+    place->next_paused = NULL;
     if (t->paused == NULL)
         t->resume_ms = t->now_ms + PAUSE_MS;
-    t->paused = place;
+    *t->paused_end = place;
+    t->paused_end = &place->next_paused;
     pz_count(&t->counters.paused, 1);
 }
 
@@ -270,6 +274,7 @@ void pz_door_resume(struct thread *t)
     struct place *paused = t->paused;
 
     t->paused = NULL;
+    t->paused_end = &t->paused;
     while (paused != NULL) {
         struct place *next = paused->next_paused;
         struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = paused};

@@ -146,6 +146,7 @@ struct thread {
     struct flow *ready;
     struct flow **ready_end;
     struct place *paused;
+    struct place **paused_end;
     int64_t resume_ms;
     uint64_t kept;      /* bytes, of all flows */
     struct pipe *pipes; /* free ones */

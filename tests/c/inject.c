@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -95,9 +96,11 @@ WRAP(CALL_EPOLL_CTL, int, epoll_ctl, (int e, int op, int fd, struct epoll_event 
      v)
 WRAP(CALL_EPOLL_WAIT, int, epoll_wait, (int e, struct epoll_event *v, int n, int ms), -1, e, v, n,
      ms)
+WRAP(CALL_EVENTFD, int, eventfd, (unsigned n, int flags), -1, n, flags)
 WRAP(CALL_FLOCK, int, flock, (int fd, int operation), -1, fd, operation)
 WRAP(CALL_FSTAT, int, fstat, (int fd, struct stat *file), -1, fd, file)
 WRAP(CALL_FSTATFS, int, fstatfs, (int fd, struct statfs *fs), -1, fd, fs)
+WRAP(CALL_GETSOCKNAME, int, getsockname, (int s, struct sockaddr *a, socklen_t *n), -1, s, a, n)
 WRAP(CALL_GETSOCKOPT, int, getsockopt, (int s, int l, int o, void *v, socklen_t *n), -1, s, l, o, v,
      n)
 WRAP(CALL_LISTEN, int, listen, (int s, int backlog), -1, s, backlog)
@@ -106,18 +109,22 @@ WRAP(CALL_MKDIR, int, mkdir, (const char *path, mode_t mode), -1, path, mode)
 WRAP(CALL_MOUNT, int, mount,
      (const char *from, const char *to, const char *type, unsigned long f, const void *data), -1,
      from, to, type, f, data)
+WRAP(CALL_PIPE2, int, pipe2, (int ends[2], int flags), -1, ends, flags)
 /* Armed with error 0 it says that time is up. */
 WRAP(CALL_POLL, int, poll, (struct pollfd * fds, nfds_t n, int ms), errno == 0 ? 0 : -1, fds, n, ms)
+WRAP(CALL_READ, ssize_t, read, (int fd, void *to, size_t n), -1, fd, to, n)
+WRAP(CALL_REALLOC, void *, realloc, (void *old, size_t size), NULL, old, size)
 WRAP(CALL_RECV, ssize_t, recv, (int s, void *to, size_t n, int flags), -1, s, to, n, flags)
 WRAP(CALL_RECVMSG, ssize_t, recvmsg, (int s, struct msghdr *m, int flags), -1, s, m, flags)
 WRAP(CALL_SEND, ssize_t, send, (int s, const void *from, size_t n, int flags), -1, s, from, n,
      flags)
 WRAP(CALL_SENDMSG, ssize_t, sendmsg, (int s, const struct msghdr *m, int flags), -1, s, m, flags)
 WRAP(CALL_SETNS, int, setns, (int fd, int kind), -1, fd, kind)
-WRAP(CALL_SETSOCKOPT, int, setsockopt, (int s, int l, int o, const void *v, socklen_t n), -1, s, l,
-     o, v, n)
 WRAP(CALL_SHUTDOWN, int, shutdown, (int s, int how), -1, s, how)
 WRAP(CALL_SOCKET, int, socket, (int family, int type, int protocol), -1, family, type, protocol)
+WRAP(CALL_SPLICE, ssize_t, splice,
+     (int from, off64_t *at, int to, off64_t *there, size_t n, unsigned flags), -1, from, at, to,
+     there, n, flags)
 WRAP(CALL_STATX, int, statx, (int d, const char *p, int f, unsigned m, struct statx *s), -1, d, p,
      f, m, s)
 WRAP(CALL_UMOUNT2, int, umount2, (const char *path, int flags), -1, path, flags)
@@ -127,6 +134,21 @@ WRAP(CALL_WRITE, ssize_t, write, (int fd, const void *from, size_t n), -1, fd, f
 WRAP(CALL_PTHREAD_CREATE, int, pthread_create,
      (pthread_t * thread, const pthread_attr_t *attributes, void *(*body)(void *), void *argument),
      errno, thread, attributes, body, argument)
+
+static _Thread_local int option;
+
+int option_asked(void)
+{
+    return option;
+}
+
+int __real_setsockopt(int s, int l, int o, const void *v, socklen_t n);
+int __wrap_setsockopt(int s, int l, int o, const void *v, socklen_t n);
+int __wrap_setsockopt(int s, int l, int o, const void *v, socklen_t n)
+{
+    option = o;
+    return FAILS(CALL_SETSOCKOPT) ? -1 : __real_setsockopt(s, l, o, v, n);
+}
 
 int __real_close(int fd);
 int __wrap_close(int fd);
@@ -197,23 +219,46 @@ long __wrap_syscall(long number, ...)
 }
 
 static const char *const NAMES[CALLS] = {
-    [CALL_ACCEPT4] = "accept4",     [CALL_BIND] = "bind",
-    [CALL_CALLOC] = "calloc",       [CALL_CLOSE] = "close",
-    [CALL_CONNECT] = "connect",     [CALL_EPOLL_CREATE1] = "epoll_create1",
-    [CALL_EPOLL_CTL] = "epoll_ctl", [CALL_EPOLL_WAIT] = "epoll_wait",
-    [CALL_FCNTL] = "fcntl",         [CALL_FSTAT] = "fstat",
-    [CALL_FSTATFS] = "fstatfs",     [CALL_GETSOCKOPT] = "getsockopt",
-    [CALL_IOCTL] = "ioctl",         [CALL_LISTEN] = "listen",
-    [CALL_MALLOC] = "malloc",       [CALL_MKDIR] = "mkdir",
-    [CALL_MOUNT] = "mount",         [CALL_OPEN] = "open",
-    [CALL_POLL] = "poll",           [CALL_PTHREAD_CREATE] = "pthread_create",
-    [CALL_RECV] = "recv",           [CALL_RECVMSG] = "recvmsg",
-    [CALL_SEND] = "send",           [CALL_SENDMSG] = "sendmsg",
-    [CALL_SETNS] = "setns",         [CALL_SETSOCKOPT] = "setsockopt",
-    [CALL_SHUTDOWN] = "shutdown",   [CALL_SOCKET] = "socket",
-    [CALL_STATX] = "statx",         [CALL_SYSCALL] = "syscall",
-    [CALL_FLOCK] = "flock",         [CALL_UMOUNT2] = "umount2",
-    [CALL_UNLINK] = "unlink",       [CALL_UNSHARE] = "unshare",
+    [CALL_ACCEPT4] = "accept4",
+    [CALL_BIND] = "bind",
+    [CALL_CALLOC] = "calloc",
+    [CALL_CLOSE] = "close",
+    [CALL_CONNECT] = "connect",
+    [CALL_EPOLL_CREATE1] = "epoll_create1",
+    [CALL_EPOLL_CTL] = "epoll_ctl",
+    [CALL_EPOLL_WAIT] = "epoll_wait",
+    [CALL_EVENTFD] = "eventfd",
+    [CALL_FCNTL] = "fcntl",
+    [CALL_FLOCK] = "flock",
+    [CALL_FSTAT] = "fstat",
+    [CALL_FSTATFS] = "fstatfs",
+    [CALL_GETSOCKNAME] = "getsockname",
+    [CALL_GETSOCKOPT] = "getsockopt",
+    [CALL_IOCTL] = "ioctl",
+    [CALL_LISTEN] = "listen",
+    [CALL_MALLOC] = "malloc",
+    [CALL_MKDIR] = "mkdir",
+    [CALL_MOUNT] = "mount",
+    [CALL_OPEN] = "open",
+    [CALL_PIPE2] = "pipe2",
+    [CALL_POLL] = "poll",
+    [CALL_PTHREAD_CREATE] = "pthread_create",
+    [CALL_READ] = "read",
+    [CALL_REALLOC] = "realloc",
+    [CALL_RECV] = "recv",
+    [CALL_RECVMSG] = "recvmsg",
+    [CALL_SEND] = "send",
+    [CALL_SENDMSG] = "sendmsg",
+    [CALL_SETNS] = "setns",
+    [CALL_SETSOCKOPT] = "setsockopt",
+    [CALL_SHUTDOWN] = "shutdown",
+    [CALL_SOCKET] = "socket",
+    [CALL_SPLICE] = "splice",
+    [CALL_STATX] = "statx",
+    [CALL_SYSCALL] = "syscall",
+    [CALL_UMOUNT2] = "umount2",
+    [CALL_UNLINK] = "unlink",
+    [CALL_UNSHARE] = "unshare",
     [CALL_WRITE] = "write",
 };
 

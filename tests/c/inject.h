@@ -20,10 +20,12 @@ enum call {
     CALL_EPOLL_CREATE1,
     CALL_EPOLL_CTL,
     CALL_EPOLL_WAIT,
+    CALL_EVENTFD,
     CALL_FCNTL,
     CALL_FLOCK,
     CALL_FSTAT,
     CALL_FSTATFS,
+    CALL_GETSOCKNAME,
     CALL_GETSOCKOPT,
     CALL_IOCTL,
     CALL_LISTEN,
@@ -31,8 +33,11 @@ enum call {
     CALL_MKDIR,
     CALL_MOUNT,
     CALL_OPEN,
+    CALL_PIPE2,
     CALL_POLL,
     CALL_PTHREAD_CREATE,
+    CALL_READ,
+    CALL_REALLOC,
     CALL_RECV,
     CALL_RECVMSG,
     CALL_SEND,
@@ -41,6 +46,7 @@ enum call {
     CALL_SETSOCKOPT,
     CALL_SHUTDOWN,
     CALL_SOCKET,
+    CALL_SPLICE,
     CALL_STATX,
     CALL_SYSCALL,
     CALL_UMOUNT2,
@@ -60,6 +66,9 @@ void at_call(enum call call, void (*hook)(void));
 /* From now on FAILS is asked about every call, with the address to which it returns; true: it fails
  * with *ERROR. NULL: no more. */
 void at_every_call(bool (*fails)(enum call call, const void *back, int *error));
+
+/* Where at_every_call() asks about a setsockopt(): its option. */
+int option_asked(void);
 
 /* The libc function, such as "accept4". */
 const char *call_name(enum call call);

@@ -18,8 +18,9 @@
 enum outcome {
     FAILS,   /* the result is -errno of the call, and the step, where there is one, names it */
     SERVES,  /* the result is as without the failure */
-    EITHER,  /* one of these; the scenario looks closer */
+    EITHER,  /* one of these, or -rule.number where there is one; the scenario looks closer */
     BECOMES, /* the result is -rule.number */
+    SKIPPED, /* not tried: why */
 };
 
 /* NULL, 0: any. */
@@ -27,7 +28,7 @@ struct rule {
     const char *scenario, *file, *call;
     int error;
     enum outcome outcome;
-    int number;       /* BECOMES */
+    int number;       /* BECOMES, EITHER */
     const char *step; /* FAILS: the step has this name instead of the call's */
     const char *why;
 };

@@ -9,6 +9,7 @@
 #include "faults.h"
 
 #include "harness.h"
+#include "relay_site.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -45,24 +46,56 @@ static const struct rule RULES[] = {
     {NULL, "zds", "send", 0, SERVES, 0, NULL, "listeners that the agent does not know of are told"},
     {"ZDS Add", "netns", "ioctl", 0, EITHER, 0, NULL, "the kind must be told, the cookie may"},
     {"ZDS take, old kernel", "netns", "getsockopt", 0, SERVES, 0, NULL, "the inode is the number"},
+    {"relay new", NULL, "epoll_wait", 0, SERVES, 0, NULL, "a thread goes on"},
+    {"relay new", NULL, "read", 0, SERVES, 0, NULL, "a thread goes on"},
+    {"relay new", NULL, NULL, 0, FAILS, 0, NULL, "all else is needed"},
+    {"relay take", "relay", "epoll_ctl", 0, FAILS, 0, NULL, "a door that nobody would see"},
+    {NULL, "relay", "calloc", 0, FAILS, 0, NULL, "no pod"},
+    {NULL, "relay_journal", "malloc", 0, FAILS, 0, NULL, "no label"},
+    {NULL, "relay", "write", 0, SKIPPED, 0, NULL, "an eventfd of ours is never full"},
+    {NULL, "relay_journal", "write", 0, SKIPPED, 0, NULL, "an eventfd of ours is never full"},
+    {NULL, "relay_pump", NULL, EAGAIN, SKIPPED, 0, NULL, "the kernel makes an edge behind it"},
+    {"relay drop", "relay_door", "epoll_ctl", 0, SKIPPED, 0, NULL, "what was added can be deleted"},
+    {"relay finish", "relay_door", "epoll_ctl", 0, SKIPPED, 0, NULL, "likewise"},
+    {"relay in", "relay_door", "accept4", 0, SKIPPED, 0, NULL, "tried in: relay out"},
+    {"relay loop", "relay_door", "accept4", 0, SKIPPED, 0, NULL, "tried in: relay out"},
+    {"relay nobody", "relay_door", "accept4", 0, SKIPPED, 0, NULL, "tried in: relay out"},
+    {"relay for one", "relay_door", "epoll_ctl", ENOSPC, SERVES, 0, NULL, "tried again"},
+    {"relay for one", NULL, NULL, 0, SKIPPED, 0, NULL, "tried in: relay out; or slow and alike"},
+    {NULL, "relay_flow", "setsockopt", 0, EITHER, EPROTO, NULL, "SO_LINGER cannot: FIN, not RST"},
+    {NULL, "relay", NULL, 0, SERVES, 0, NULL, "told by an event"},
+    {NULL, "relay_door", NULL, 0, SERVES, 0, NULL, "told by an event"},
+    {NULL, "relay_flow", NULL, 0, SERVES, 0, NULL, "told by an event"},
+    {NULL, "relay_journal", NULL, 0, SERVES, 0, NULL, "told by an event"},
+    {NULL, "relay_pump", NULL, 0, SERVES, 0, NULL, "told by an event"},
     {0},
 };
 
 static const struct exempt EXEMPT[] = {
     {"visit", "write", "the last words before abort(): test_visit closes stderr for it"},
     {"visit", "syscall", "gettid() cannot fail"},
+    {"relay", "write", "to an eventfd, which is never full"},
+    {"relay_door", "epoll_ctl", "the one that deletes cannot fail: the others do in relay for one"},
+    {"relay_journal", "write", "to an eventfd, which is never full"},
     {NULL, "abort", "does not return"},
     {NULL, "clock_gettime", "cannot fail with a clock that exists and an address of ours"},
     {NULL, "close", "failing changes nothing, and the compiler makes many of one"},
     {NULL, "free", "no syscall that could fail"},
     {NULL, "geteuid", "cannot fail"},
     {NULL, "getpid", "cannot fail"},
+    {NULL, "gmtime_r", "no syscall: a year beyond int cannot be"},
+    {NULL, "inet_ntop", "no syscall: a family that there is, into an array that has room"},
+    {NULL, "memcmp", "no syscall"},
     {NULL, "memcpy", "no syscall"},
+    {NULL, "memmove", "no syscall"},
     {NULL, "sched_yield", "cannot fail"},
     {NULL, "memset", "no syscall"},
     {NULL, "snprintf", "no syscall: into an array"},
+    {NULL, "strerror_r", "no syscall: the one of GNU always has a text"},
+    {NULL, "strftime", "no syscall: into an array that has room"},
     {NULL, "strlen", "no syscall"},
     {NULL, "sigfillset", "no syscall"},
+    {NULL, "pthread_cond_broadcast", "always 0 in glibc"},
     {NULL, "pthread_cond_destroy", "always 0 in glibc"},
     {NULL, "pthread_cond_init", "always 0 in glibc"},
     {NULL, "pthread_cond_signal", "always 0 in glibc"},
@@ -123,6 +156,13 @@ static void each_call_of_zds(void)
     sweep_all(zds_scenarios());
 }
 
+static void each_call_of_relay(void)
+{
+    prepare_relay_faults();
+    sweep_all(relay_scenarios());
+    end_relay_faults();
+}
+
 static void a_full_fd_table(void)
 {
     own_mounts();
@@ -138,6 +178,8 @@ static void nothing_is_left_out(void)
     if (getenv("PYZTUN_CTEST") != NULL)
         skip("only some of the sweeps ran (PYZTUN_CTEST)");
     need_namespaces();
+    if (!has_nft())
+        skip("the sweeps of the relay want the program nft");
     expect_all_swept(EXEMPT, COUNT(EXEMPT));
 }
 
@@ -145,7 +187,8 @@ int main(void)
 {
     static const struct test tests[] = {
         TEST(each_call_of_messages), TEST(each_call_of_netns), TEST(each_call_of_services),
-        TEST(each_call_of_zds),      TEST(a_full_fd_table),    TEST(nothing_is_left_out),
+        TEST(each_call_of_zds),      TEST(each_call_of_relay), TEST(a_full_fd_table),
+        TEST(nothing_is_left_out),
     };
 
     start_sweeps();
