@@ -15,12 +15,11 @@
  */
 #include "relay_internal.h"
 
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50 };
+enum { EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50, YOUNG_MS = 1000 };
 
 /* ---- commands, in a thread ---- */
 
@@ -173,19 +172,15 @@ static struct pz_pod *new_pod(const struct pz_relay *r, int netns_fd, const stru
     pod->n = n;
     for (size_t i = 0; i < n; i++) {
         struct door *door = &pod->doors[i];
-        *door = (struct door){pod, doors[i].listener, doors[i].kind, doors[i].port,
-                              &pod->places[i * r->n]};
+        *door = (struct door){.pod = pod,
+                              .listener = doors[i].listener,
+                              .kind = doors[i].kind,
+                              .port = doors[i].port,
+                              .places = &pod->places[i * r->n]};
         for (unsigned j = 0; j < r->n; j++)
             door->places[j] = (struct place){.source = {SOURCE_DOOR}, .door = door};
     }
     return pod;
-}
-
-static void no_delay(int fd)
-{
-    int on = 1;
-
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
 /* Shows a pod to every thread. Returns 0 or -errno. */
@@ -193,8 +188,8 @@ static int open_doors(struct pz_relay *r, struct pz_pod *pod)
 {
     for (size_t i = 0; i < pod->n; i++) {
         struct door *door = &pod->doors[i];
-        no_delay(door->listener);
-        pz_keep_alive(door->listener);
+        pz_door_options(door->listener);
+        door->young_until_ms = pz_now_ms() + YOUNG_MS;
         for (unsigned j = 0; j < r->n; j++) {
             struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
                                         .data.ptr = &door->places[j]};

@@ -84,8 +84,9 @@ static int set_int(int fd, int level, int name, int value)
     return setsockopt(fd, level, name, &value, sizeof value) == -1 ? -errno : 0;
 }
 
-void pz_keep_alive(int fd)
+void pz_door_options(int fd)
 {
+    set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 180);
     set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 180);
@@ -148,8 +149,7 @@ static int set_up_destination(const struct thread *t, int fd)
 
     if (mark != 0 && setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) == -1)
         return -errno;
-    set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    pz_keep_alive(fd);
+    pz_door_options(fd);
     return 0;
 }
 
@@ -204,6 +204,8 @@ static void serve(struct thread *t, struct place *place, int fd, union any_addre
 
     if (flow == NULL)
         return;
+    if (t->now_ms < door->young_until_ms)
+        pz_door_options(fd);
     bool six = source->any.sa_family == AF_INET6 && !is_mapped(source);
     unmap(source);
     flow->source = plain(source);
@@ -311,9 +313,13 @@ bool pz_door_ready(struct thread *t, struct place *place)
     }
     int error = errno;
     atomic_fetch_sub(&t->relay->flows, 1);
-    if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS)
-        pause_door(t, place);
-    else if (error == EINVAL) /* root in the pod destroyed the listener (ss -K) */
+    if (error == EAGAIN)
+        return false;
+    if (error == EINTR || error == ECONNABORTED)
+        return true;
+    if (error == EINVAL) /* root in the pod destroyed the listener (ss -K) */
         pz_door_leave(t, place);
-    return error != EAGAIN && error != EINVAL && !place->is_paused;
+    else /* no descriptors, no memory, or a reason that may last: epoll would repeat it for ever */
+        pause_door(t, place);
+    return false;
 }

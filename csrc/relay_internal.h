@@ -61,7 +61,8 @@ struct door {
     int listener;
     uint16_t kind;
     uint16_t port;
-    struct place *places; /* by thread */
+    int64_t young_until_ms; /* what was queued before pz_relay_take() has no options of it */
+    struct place *places;   /* by thread */
 };
 
 struct pz_pod {
@@ -211,8 +212,9 @@ bool pz_door_ready(struct thread *t, struct place *place);
 /* Accepts again where descriptors had run out. */
 void pz_door_resume(struct thread *t);
 
-/* Keepalive as Istio's ztunnel has it (src/config.rs): after 180 s, each 180 s, 9 times. */
-void pz_keep_alive(int fd);
+/* TCP_NODELAY, and keepalive as Istio's ztunnel has it (src/config.rs): after 180 s, each 180 s, 9
+ * times. */
+void pz_door_options(int fd);
 
 /* No event will come for it any more in this thread. */
 void pz_door_leave(struct thread *t, struct place *place);

@@ -145,9 +145,7 @@ def _end_at_once(parts: _Parts) -> int:
     parts.form.leave()
     with contextlib.suppress(RuntimeError):  # the handoff thread may be changing the dict
         for workload in list(parts.workloads):
-            for listener in workload.listeners:
-                with contextlib.suppress(OSError):
-                    os.close(listener)
+            workload.close_listeners()
     parts.log.event("warning", "ended-at-once")
     parts.log.close(0.2)
     os._exit(1)

@@ -49,10 +49,10 @@ def test_rules(netns: NetNs, side: Side, damage: str) -> None:
 
 def test_one_deleted_rule(netns: NetNs, side: Side) -> None:
     side.done("capture", netns)
-    listed = words(netns, "nft -a list chain inet pyztun guard_input")
+    listed = words(netns, "nft -a list chain inet pyztun guard_output")
     handle = listed.split("reject with tcp reset # handle ")[1].split()[0]
     since = time.monotonic()
-    run_nft(netns, f"delete rule inet pyztun guard_input handle {handle}\n")
+    run_nft(netns, f"delete rule inet pyztun guard_output handle {handle}\n")
     expect_repair(side, netns, ("rules",), since)
     side.done("forget", netns)
 

@@ -209,7 +209,8 @@ def test_the_application_is_reached_again_after_lo_was_down(
     words(inside.netns, "ip link set lo down")
     assert isinstance(side.notice(), wire.Trouble)
     words(inside.netns, "ip link set lo up")
-    assert isinstance(side.notice(), wire.Repaired)
+    # Each family may have its own say before that.
+    assert any(isinstance(side.notice(), wire.Repaired) for _ in range(3))
     with (
         listening(inside.netns, here, 80) as application,
         connect_as(inside.netns, (there, 4000), (here, 80)) as onward,

@@ -16,9 +16,11 @@ What differs from Istio's, and why:
   translated to us, nor ztunnel's, nor local.
 - What comes from outside is for a socket of ztunnel, which has the mark, or is reset. Any process
   may listen on our ports while ztunnel is down, and beside it with SO_REUSEPORT and the same uid.
+- What ztunnel sends to its own ports is reset. Rules of the pod's owner (an Istio sidecar has such)
+  may send its connections back to it, and each would make another until none is left.
 - No TCP is forwarded: what comes for others is redirected to us, but for what was there before.
-- What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing. Nor does what was
-  translated to 127.0.0.1: a socket that is bound to a device (SO_BINDTODEVICE, which needs no
+- What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing. Nor does what
+  was translated to 127.0.0.1: a socket that is bound to a device (SO_BINDTODEVICE, which needs no
   privilege; IPv6 link-local) is routed out of that device even so.
 """
 
@@ -63,6 +65,7 @@ _NOT_OURS = f"meta mark & {MASK:#x} != {MARK:#x}"
 _TAGGED = f"meta mark & {MASK:#x} == {FLOW_MARK:#x}"
 _TRANSLATED = "meta l4proto tcp ct status dnat ct reply proto-src"
 _RST = "tcp flags & rst == rst"
+_PORTS = f"{OUTBOUND}, {INBOUND}, {HBONE}"
 _SOMEBODY_ELSES = f"socket mark & {MASK:#x} != {MARK:#x}"
 """No match where there is no socket, or one that is not whole: TIME_WAIT, or the handshake's."""
 
@@ -114,6 +117,7 @@ _CHAINS = f"""\
 	}}
 	chain guard_input {{
 		type filter hook input priority {GUARD}; policy accept;
+		meta iif {LO} {_OURS} ct direction original tcp dport {{ {_PORTS} }} goto guard_refuse
 		meta iif {LO} accept
 		meta l4proto != tcp accept
 		{_RST} accept

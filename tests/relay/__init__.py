@@ -1,0 +1,1 @@
+"""The relay: real connections of captured pods, through a real ztunnel."""
