@@ -140,6 +140,6 @@ def test_a_pod_that_answers_something_else_is_no_proof(stack: ExitStack) -> None
         listener.accept()[0].close()
 
     hung_up = worker.submit(hang_up)
-    with pytest.raises(programs.BenchError, match="is not answered"):
+    with pytest.raises(programs.BenchError, match="is not served"):
         prove_served(pod)
     hung_up.result()

@@ -93,7 +93,7 @@ def test_home() -> None:
     with NetNs.current() as home:
         assert (entry["cookie"], entry["inode"]) == (home.cookie, home.inode)
     (me,) = (each for each in entry["processes"] if each["pid"] == ME)
-    assert "pytest" in me["command"]
+    assert "python" in me["command"]
     assert pins_of(entry, "fd") == [each for each in pins_of(entry, "fd") if each["pid"] != ME]
 
 
