@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from capture import kit
 from capture.kit import Side
 from pyztun.testing import Pod, PodPair, why_no_netns
+from support.nftables import require_nftables
 
 
 @pytest.fixture(scope="module")
 def _side() -> Iterator[Side]:
     if (why := why_no_netns()) is not None:
         pytest.skip(f"needs a netns: {why}")
-    kit.require_nftables()
+    require_nftables()
     with Side() as made:
         yield made
 

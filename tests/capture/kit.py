@@ -1,6 +1,5 @@
 """What the tests of capture share: podside as a child, what is in a pod, and traffic."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -10,16 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-import pytest
-
-from pyztun import NetNs, PyztunError
+from pyztun import NetNs
 from pyztun.channel import Channel
-from pyztun.cni.capture import nft, wire
+from pyztun.cni.capture import wire
 from pyztun.cni.capture.rules import MARK, RULE_PRIORITY
 from pyztun.errors import TimedOut
 from pyztun.fds import OwnedFd
 from pyztun.testing import Pod
 from support import pods
+from support.nftables import run_nft
 
 SECONDS = 10.0
 ALL = ("rules", "ipv4 routes", "ipv6 routes")
@@ -127,24 +125,7 @@ class Side:
                 self.kill()
 
 
-def require_nftables() -> None:
-    """Skips where nftables cannot be used, or fails, as for the other needs."""
-    try:
-        with NetNs.create() as probe:
-            run_nft(probe, "list ruleset\n")
-    except PyztunError as error:
-        why = f"needs nftables: {error}"
-        if os.environ.get("PYZTUN_REQUIRE_ROOT") == "1":
-            pytest.fail(why, pytrace=False)
-        pytest.skip(why)
-
-
 # ---- what is in a pod --------------------------------------------------------------------------
-
-
-def run_nft(netns: NetNs, text: str) -> str:
-    """A text for nft, run in a pod."""
-    return pods.in_netns(netns.fileno(), lambda: nft.find().run(text))
 
 
 def run(netns: NetNs, *argv: str) -> str:

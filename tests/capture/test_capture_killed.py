@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from capture.kit import ALL, Side, is_cut, is_whole, joined, routing, run_nft
+from capture.kit import ALL, Side, is_cut, is_whole, joined, routing
 from pyztun import NetNs
 from pyztun.cni.capture import wire
 from pyztun.testing import PodPair
+from support.nftables import run_nft
 
 ROUNDS = 6
 LONGEST = 0.012

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 import pytest
 
-from capture import kit
-from capture.kit import ALL, Side, is_whole, run_nft
+from capture.kit import ALL, Side, is_whole
 from pyztun import NetNs
 from pyztun.cni.capture import nft, rules
 from pyztun.cni.capture.inpod import InPod
 from support import pods
+from support.nftables import require_nftables, run_nft
 
 WITHOUT_LIBRARY = """
 import sys
@@ -25,7 +25,7 @@ sys.exit(podside.main(sys.argv))
 
 @pytest.fixture
 def program() -> nft.Program:
-    kit.require_nftables()
+    require_nftables()
     path = shutil.which("nft") or shutil.which("nft", path=nft.PROGRAM_PATH)
     if path is None:
         pytest.skip("no program nft here")
@@ -100,7 +100,7 @@ def run_with_a_full_table() -> int:
 
 
 def test_a_full_table_is_an_error_and_not_the_end() -> None:
-    kit.require_nftables()
+    require_nftables()
     pid = os.fork()
     if pid == 0:
         status = 4

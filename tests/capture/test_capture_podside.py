@@ -8,10 +8,11 @@ from contextlib import suppress
 import pytest
 
 from capture import kit
-from capture.kit import ALL, Side, eventually, is_whole, routing, run_nft, words
+from capture.kit import ALL, Side, eventually, is_whole, routing, words
 from pyztun import NetNs
 from pyztun.cni.capture import wire
 from support import leaks
+from support.nftables import run_nft
 from support.pods import Canary, Pod
 
 OTHER = """

@@ -5,9 +5,10 @@ import time
 import pytest
 
 from capture import kit
-from capture.kit import ALL, Side, eventually, is_whole, routing, run_nft, set_sysctl, words
+from capture.kit import ALL, Side, eventually, is_whole, routing, set_sysctl, words
 from pyztun import NetNs
 from pyztun.cni.capture import wire
+from support.nftables import run_nft
 
 WITHIN = 1.0
 NFT = {

@@ -17,7 +17,6 @@ from capture.kit import (
     joined,
     listening,
     original_destination,
-    run_nft,
     set_sysctl,
     words,
 )
@@ -25,6 +24,7 @@ from pyztun import NetNs
 from pyztun.cni.capture import wire
 from pyztun.cni.capture.rules import HBONE, INBOUND, MARK, OUTBOUND, PROBE_IPV4, PROBE_IPV6
 from pyztun.testing import Pod, PodPair
+from support.nftables import run_nft
 
 FAMILIES = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 LOOPBACK, ANY = ("127.0.0.1", "::1"), ("0.0.0.0", "::")

@@ -10,8 +10,8 @@ import pytest
 from pyztun.testing import why_no_netns
 from support.failclosed_node import Node
 from support.failclosed_stage import Stage, stage
+from support.nftables import require_nftables
 from support.pods import Pod
-from support.relay_node import require_nftables
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from functools import partial
 from statistics import median
 
-from capture.kit import ALL, Side, run_nft, words
+from capture.kit import ALL, Side, words
 from pyztun import NetNs
 from pyztun.cni.capture import wire
+from support.nftables import run_nft
 
 PODS = 12
 SLOWEST = 1.0

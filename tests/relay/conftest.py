@@ -9,6 +9,7 @@ import pytest
 
 from pyztun.testing import why_no_netns
 from support import relay_node
+from support.nftables import require_nftables
 from support.relay_node import Node, Pair
 
 
@@ -16,7 +17,7 @@ from support.relay_node import Node, Pair
 def _needs_capture() -> None:
     if (why := why_no_netns()) is not None:
         pytest.skip(f"needs a netns: {why}")
-    relay_node.require_nftables()
+    require_nftables()
 
 
 @pytest.fixture(scope="module")

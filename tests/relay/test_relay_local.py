@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from support.nftables import run_nft
 from support.relay_access import all_of
-from support.relay_node import FAMILIES, LOOPBACK, Node, Pair, run_nft, set_sysctl
+from support.relay_node import FAMILIES, LOOPBACK, Node, Pair, set_sysctl
 from support.relay_traffic import (
     PORT,
     SECONDS,

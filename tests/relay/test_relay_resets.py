@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from support.nftables import run_nft
 from support.relay_access import entries, entry
 from support.relay_node import (
     FAMILIES,
@@ -15,7 +16,6 @@ from support.relay_node import (
     OUTBOUND_ONLY,
     Node,
     Pair,
-    run_nft,
     small_buffers,
 )
 from support.relay_traffic import (

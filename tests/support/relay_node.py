@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pyztun import NetNs, PeerClosed, PyztunError
+from pyztun import NetNs, PeerClosed
 from pyztun.cni.capture import nft, routes, rules
 from pyztun.testing import Pod, PodPair, pod_pair
 from pyztun.testing.zds_agent import AgentConnection, ScriptedAgent
@@ -31,23 +31,6 @@ OUTBOUND_ONLY, INBOUND_ONLY = (True, False), (False, True)
 """Which pods are captured: the client's, the server's."""
 
 _numbers = itertools.count(1)
-
-
-def require_nftables() -> None:
-    """Skips where nftables cannot be used, or fails, as for the other needs."""
-    try:
-        with NetNs.create() as probe:
-            run_nft(probe, "list ruleset\n")
-    except PyztunError as error:
-        why = f"needs nftables: {error}"
-        if os.environ.get("PYZTUN_REQUIRE_ROOT") == "1":
-            pytest.fail(why, pytrace=False)
-        pytest.skip(why)
-
-
-def run_nft(netns: NetNs, text: str) -> str:
-    """A text for nft, run in a pod."""
-    return pods.in_netns(netns.fileno(), lambda: nft.find().run(text))
 
 
 def capture(netns: NetNs) -> None:
