@@ -7,6 +7,7 @@ as one piece), and where it has had no room for PATIENCE the lines are dropped a
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -21,12 +22,13 @@ PATIENCE = 0.2
 class AccessLog:
     """One thread.
 
-    :ivar dropped: lines that did not get out.
+    :ivar dropped: lines that did not get out, and ``reason`` why the last ones did not.
     """
 
     def __init__(self, path: str) -> None:
         """:param path: ``-`` for standard error. PyztunError."""
         self.dropped = 0
+        self.reason = ""
         self._fd = STDERR if path == "-" else _open(path)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._poll = select.poll()
@@ -44,10 +46,12 @@ class AccessLog:
     def _put(self, piece: bytes) -> bool:
         try:
             if not self._is_file and not self._poll.poll(PATIENCE * 1000):
+                self.reason = "nobody reads it"
                 return False
             while piece:
                 piece = piece[os.write(self._fd, piece) :]
-        except OSError:  # a full disk, a pipe that nobody reads any more
+        except OSError as error:  # a full disk, a pipe that nobody reads any more
+            self.reason = os.strerror(error.errno or 0)
             return False
         return True
 
@@ -58,11 +62,14 @@ class AccessLog:
 
 
 def _open(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+    # A named pipe without a reader would keep open() waiting: so it is ENXIO.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
         return os.open(path, flags, 0o640)
     except OSError as error:
-        raise PyztunError(f"the access log {path}: {error.strerror}") from error
+        nobody = error.errno == errno.ENXIO
+        why = "a pipe that nobody reads" if nobody else error.strerror
+        raise PyztunError(f"the access log {path}: {why}") from error
 
 
 def _piece(lines: bytes) -> bytes:

@@ -76,7 +76,8 @@ class Relaying:
             return 0
         if self._access_log is not None:
             self._access_log.write(self._relay.log())
-            self._tell("access-log-dropped", "nobody reads it", self._access_log.dropped)
+            written = self._access_log
+            self._tell("access-log-dropped", written.reason, written.dropped)
         counted = self._relay.counters()
         self._tell("events-lost", "more ended than could be told", counted["lost_events"])
         self._tell("own-source", "clients' addresses could not be taken", counted["own_source"])

@@ -185,6 +185,8 @@ def parse(words: Sequence[str] | None = None, environ: Mapping[str, str] = os.en
         parser.error("SOCKET and --zds exclude each other")
     if "" in (asked.socket, zds):
         parser.error("SOCKET is empty")
+    if not asked.access_log:
+        parser.error("--access-log is empty: off is none")
     for name in SEED_ONLY if zds is not None else ZDS_ONLY:
         if getattr(asked, name) != parser.get_default(name):
             where = "SOCKET, not with --zds" if zds is not None else "--zds"

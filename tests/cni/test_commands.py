@@ -193,7 +193,9 @@ def test_add_tells_what_is_wrong_all_the_same(sock_path: str) -> None:
     broken = {**WORKLOAD, "state": "degraded", "reason": "rules: lo is down"}
     with Receiver(sock_path, http(broken)):
         done = cni("add", HERE, "--control", sock_path)
-    assert done.stdout.endswith("netns=18446744073709551615: rules: lo is down\n")
+    assert done.stdout.endswith("netns=18446744073709551615\n")
+    assert done.returncode == 1
+    assert done.stderr == f"pyztun-cni: {HERE}: degraded: rules: lo is down\n"
 
 
 def test_a_refused_add_is_one_line_with_the_uid(sock_path: str) -> None:

@@ -50,6 +50,9 @@ class Freeing:
                 )
         if workload.is_kept and workload.ruled is not None:
             raise self._not_removed(workload.trouble, workload)
+        if workload.netns is None and workload.ruled is not None:
+            # It has no name any more; whoever still lives there keeps the rules.
+            self._log.event("warning", "rules-left", **workload.shown(), reason=workload.trouble)
 
     async def of(self, uid: str, opened: Opened, deadline: float) -> None:
         """Removes them from a netns in which the uid is to have none from now on. Refusal."""
@@ -78,6 +81,8 @@ class Freeing:
             if workload.ruled is not None and workload.ruled == known_as:
                 raise self._not_removed(str(error), workload)
             self._log.event("warning", "rules-not-removed", uid=uid, reason=str(error))
+        elif error is None and answer.result().written:
+            self._log.event("info", "rules-removed", **workload.shown())
 
     @staticmethod
     def _not_removed(why: str, workload: Workload) -> Refusal:

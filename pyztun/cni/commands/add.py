@@ -50,7 +50,7 @@ options:
 {OPTIONS}
 
 exit status:
-  0  acknowledged
+  0  ready
   1  refused or failed; one line on stderr says why, and whether it is kept as pending
   2  usage
 
@@ -130,14 +130,20 @@ def _add(given: Given, control: str, timeout: float) -> int:
             )
         except client.NoAnswer as error:
             return frame.fail(f"{reference}: {error} (`pyztun-cni list` tells what became of it)")
+    return _tell_outcome(given, workload)
+
+
+def _tell_outcome(given: Given, workload: client.Json) -> int:
+    """What an Add that was acknowledged came to. The exit status."""
     if given.is_json:
         tell(json.dumps(workload))
     else:
         words = f"{workload.get('name')} uid={workload.get('uid')} netns={workload.get('cookie')}"
-        reason = f": {workload['reason']}" if workload.get("reason") else ""
-        tell(shown(f"{workload.get('state')} {words}{reason}"))
+        tell(shown(f"{workload.get('state')} {words}"))
         if workload.get("connections_reset") is True:
             tell(RESET)
+    if workload.get("state") != "ready":  # acknowledged, and of no use as it is
+        return frame.fail(f"{given.rest[0]}: {workload.get('state')}: {workload.get('reason')}")
     return frame.DONE
 
 
