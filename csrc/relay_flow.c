@@ -32,7 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const uint32_t EVERYTHING = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+static const uint32_t EVERYTHING = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 
 enum { SWEEP_MS = 50 }; /* not more often */
 
@@ -326,6 +326,8 @@ static void note(struct side *side, uint32_t events)
 {
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
         side->flags |= READABLE;
+    if (events & EPOLLPRI) /* urgent data: recv() stops there, with more behind it */
+        side->flags |= READABLE | FIN_COMES;
     if (events & EPOLLOUT)
         side->flags |= WRITABLE;
     if (events & (EPOLLRDHUP | EPOLLHUP))

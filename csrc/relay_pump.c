@@ -200,7 +200,8 @@ static enum step copy(struct thread *t, struct side *from, struct side *to, bool
 
     if (got <= 0)
         return no_bytes(from, got);
-    /* A short read has emptied the queue; only a FIN would not make another edge. */
+    /* A short read has emptied the queue; only a FIN, and what is behind urgent data, would not
+     * make another edge. */
     if ((size_t)got < room && !(from->flags & FIN_COMES))
         from->flags &= ~(uint32_t)READABLE;
     from->full = (size_t)got < SCRATCH ? 0 : from->full + 1;
@@ -244,6 +245,12 @@ static enum step read_and_write(struct thread *t, struct side *from, struct side
     if (!from->is_bulk || (from->pipe.read < 0 && !take_pipe(t, from)))
         return copy(t, from, to, to_failed);
     enum step step = read_piped(from);
+    if (step == STEP_WAIT || (from->flags & FIN_RCVD)) {
+        /* splice() does not go past urgent data, and says EAGAIN or end of file there; recv() does,
+         * and knows what is true. */
+        from->flags = (from->flags | READABLE) & ~(uint32_t)FIN_RCVD;
+        return copy(t, from, to, to_failed);
+    }
     if (step == STEP_ON && from->piped > 0) {
         step = write_piped(from, to);
         *to_failed = step == STEP_FAILED;

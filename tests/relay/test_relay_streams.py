@@ -231,3 +231,32 @@ def test_a_server_of_threads(pair: Pair) -> None:
         for number, client in enumerate(clients):
             with client:
                 assert read_to_end(client) == b"%d" % number * 1000
+
+
+# ---- urgent data -------------------------------------------------------------------------------
+
+
+def test_what_is_behind_urgent_data_arrives_at_once(pair: Pair) -> None:
+    """recv() stops at the mark, with more behind it for which no other event comes."""
+    with joined(pair.client.netns, pair.server.netns, pair.server.ipv4) as (client, server):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        client.send(b"abc")
+        client.send(b"!", socket.MSG_OOB)
+        client.send(b"def")
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        assert server.recv(6, socket.MSG_WAITALL) == b"abcdef"
+
+
+def test_urgent_data_in_bulk_cuts_nothing(pair: Pair) -> None:
+    """splice() says end of file at the mark."""
+    with joined(pair.client.netns, pair.server.netns, pair.server.ipv4) as (client, server):
+
+        def send() -> None:
+            client.sendall(LONG)
+            client.send(b"!", socket.MSG_OOB)
+            client.sendall(LONG)
+            client.shutdown(socket.SHUT_WR)
+
+        sending = Worker(send)
+        assert read_to_end(server) == LONG + LONG
+        sending.join()
