@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pyztun.ztunnel.settings import RelaySettings
     from pyztun.ztunnel.workloads import Workload
 
+LAST_BATCHES = 32
+"""Of events at the end: as many as wait at most (ROOM and BATCH of csrc/relay_journal.c), twice."""
+
 
 class Relaying:
     """See Answers."""
@@ -29,7 +32,7 @@ class Relaying:
         """:param ports: of a workload's listeners, in their order. PyztunError."""
         self._ports, self._log, self._drain = ports, log, settings.drain
         self._doors: dict[int, Door] = {}
-        self._said_no_mark = self._is_closing = False
+        self._said_no_mark = self._is_stopping = self._is_closing = False
         path = settings.access_log
         self._access_log = AccessLog(path) if path else None
         self._said: dict[str, int] = {}
@@ -66,9 +69,9 @@ class Relaying:
         self._relay.rename(self._doors[workload.inode], workload.names)
 
     def run(self) -> None:
-        """Writes the access log until stop()."""
-        while self._read(None):
-            pass
+        """Writes the access log until stop(), however much there is to write."""
+        while not self._is_stopping:
+            self._read(None)
 
     def _read(self, timeout: float | None) -> int:
         count = self._relay.next(timeout)
@@ -106,6 +109,7 @@ class Relaying:
         )
 
     def stop(self) -> None:
+        self._is_stopping = True
         self._relay.wake()
 
     def accept_queued(self) -> None:
@@ -114,8 +118,9 @@ class Relaying:
 
     def finish(self) -> int:
         cut = self._relay.finish(self._drain)
-        while self._read(0):
-            pass
+        for _ in range(LAST_BATCHES):
+            if not self._read(0):
+                break
         return cut
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pyztun.cni.capture import nfnetlink
+from support import pods
 from support.relay_node import BOTH, FAMILIES, INBOUND_ONLY, OUTBOUND_ONLY, Node, Pair
 from support.relay_traffic import (
     PORT,
@@ -260,3 +262,30 @@ def test_urgent_data_in_bulk_cuts_nothing(pair: Pair) -> None:
         sending = Worker(send)
         assert read_to_end(server) == LONG + LONG
         sending.join()
+
+
+# ---- in the pod's kernel -----------------------------------------------------------------------
+
+
+@FAMILIES
+def test_a_flush_of_conntrack_spares_what_is_carried(pair: Pair, family: int) -> None:
+    """Else whoever speaks first would make an entry that translates nothing: here the server."""
+    _, there = pair.addresses(family)
+    with joined(pair.client.netns, pair.server.netns, there) as (client, server):
+        for pod in (pair.client, pair.server):
+            pods.in_netns(pod.netns.fileno(), nfnetlink.flush_conntrack)
+        assert carries(server, client)
+        assert carries(client, server)
+
+
+@FAMILIES
+def test_what_the_application_accepts_has_no_mark(pair: Pair, family: int) -> None:
+    """uid 0 of a pod may have it inherit that of the SYN; with it, it could pass around us."""
+    _, there = pair.addresses(family)
+
+    def inherit() -> None:
+        Path("/proc/sys/net/ipv4/tcp_fwmark_accept").write_text("1")
+
+    pods.in_netns(pair.server.netns.fileno(), inherit)
+    with joined(pair.client.netns, pair.server.netns, there) as (_client, server):
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0

@@ -74,7 +74,8 @@ class Freeing:
             if self._is_closing:
                 raise Refusal(requests.SHUTTING_DOWN, "the agent is shutting down", workload)
             if not await self._life.change(uid, deadline, answer):
-                raise self._not_removed("podside did not answer in time", workload)
+                reason = f"{RULES}podside did not answer in time, and may still remove them"
+                raise Refusal(requests.RULES, f"{reason}; put back then, if so", workload)
         error = answer.exception()
         if isinstance(error, Failed):
             # Where none was ever put in place there is none: without the capability, say.

@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import Final
 
+from pyztun.cni.capture.rules import MASK
 from pyztun.errors import SyscallError, explain
 
 NETLINK_NETFILTER: Final = 12
@@ -29,6 +30,12 @@ SECONDS: Final = 5.0
 
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY: Final = struct.Struct(">BBH")  # struct nfgenmsg
+_MARK, _MARK_MASK = 8, 21  # CTA_MARK, CTA_MARK_MASK
+_UNMARKED: Final = b"".join(
+    struct.pack("=HH", 8, attribute) + struct.pack(">I", value)
+    for attribute, value in ((_MARK, 0), (_MARK_MASK, MASK))
+)
+"""Of CT_DELETE: what has no mark of ours."""
 
 
 def generation() -> int:
@@ -42,17 +49,23 @@ def generation() -> int:
 
 
 def flush_conntrack(family: int = ANY_FAMILY) -> None:
-    """Forgets all connections of the netns of the calling thread, or those of one family.
+    """Forgets the connections of the netns of the calling thread, or those of one family.
+
+    Those with a mark of ours are spared: ztunnel carries them, and an entry that was made anew by
+    a packet of theirs would not translate it. A stranger's with a mark there meets the guards.
+
 
     :raises SyscallError: EPERM: CAP_NET_ADMIN; ENOTSUP, EINVAL: no conntrack in this kernel.
     """
-    _ask(CT_DELETE, ACK, family, "netlink(IPCTNL_MSG_CT_DELETE)")
+    _ask(CT_DELETE, ACK, family, "netlink(IPCTNL_MSG_CT_DELETE)", _UNMARKED)
 
 
-def _ask(kind: int, flags: int, family: int, syscall: str) -> tuple[int, bytes]:
+def _ask(
+    kind: int, flags: int, family: int, syscall: str, attributes: bytes = b""
+) -> tuple[int, bytes]:
     """Sends one request and returns type and body of its answer; an error is raised."""
     # The family is heeded in version 1 alone: ctnetlink_del_conntrack().
-    body = _FAMILY.pack(family, 0 if family == ANY_FAMILY else 1, 0)
+    body = _FAMILY.pack(family, 0 if family == ANY_FAMILY else 1, 0) + attributes
     message = _HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, 1, 0) + body
     try:
         with socket.socket(

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PAUSE, BURST = 0.25, 8
 """Seconds from one look at a pod to the next, and looks that need not wait. One that changes its
 rules all the time costs four looks a second; others are seen at once. Our own write costs one."""
+PRICE: Final = 8
+"""Seconds that a pod waits for each second that a look at it takes: thousands of rules of its own
+are its own to wait for."""
 FIRST_RETRY, LAST_RETRY = 0.25, 10.0
 AT_ONCE: Final = 8
 """Looks between two requests."""
@@ -56,9 +59,9 @@ class Pod:
         """When this pod may be looked at again."""
         return self.paid_until - BURST * PAUSE
 
-    def pay(self) -> None:
+    def pay(self, seconds: float) -> None:
         """It is looked at because of something that it did."""
-        self.paid_until = max(self.paid_until, monotonic()) + PAUSE
+        self.paid_until = max(self.paid_until, monotonic()) + seconds
 
     def close(self) -> None:
         """Lets go of the netns: whatever is open in it pins it."""
@@ -247,13 +250,16 @@ class Podside:
             self._look(self._pods[key])
 
     def _look(self, pod: Pod) -> None:
-        pod.pay()
+        began = monotonic()
+        pod.pay(PAUSE)
         try:
             outcome = self._put(pod)
         except Exception as error:
             pod.generation = None
             self._be_in_trouble(pod, _said_by(error))
             return
+        finally:
+            pod.pay(PRICE * (monotonic() - began))
         if outcome.written and not outcome.trouble:
             self._tell_repaired(pod, outcome)
 

@@ -18,6 +18,10 @@ What differs from Istio's, and why:
   may listen on our ports while ztunnel is down, and beside it with SO_REUSEPORT and the same uid.
 - What ztunnel sends to its own ports is reset. Rules of the pod's owner (an Istio sidecar has such)
   may send its connections back to it, and each would make another until none is left.
+- What ztunnel sends over lo loses its mark on arrival. With tcp_fwmark_accept, which uid 0 of the
+  pod may set without any capability, a socket that the application accepts would inherit it.
+- All of 127.0.0.0/8 is left alone on its way in: a neighbour may send it to our device, and the
+  translation comes before the kernel drops it as a martian.
 - No TCP is forwarded: what comes for others is redirected to us, but for what was there before.
 - What is tagged for ztunnel never leaves the pod, also while `ip rule` is missing. Nor does what
   was translated to 127.0.0.1: a socket that is bound to a device (SO_BINDTODEVICE, which needs no
@@ -34,6 +38,8 @@ MARK: Final = 0x539
 """SO_MARK of every socket of ztunnel."""
 FLOW_MARK: Final = 0x111
 """conntrack mark of a connection from ztunnel to the application, and mark of its answers."""
+CARRIED: Final = 0x222
+"""conntrack mark of all else that ztunnel carries. A flush spares what has a mark."""
 MASK: Final = 0xFFF
 KEEP: Final = 0xFFFFFFFF ^ MASK
 """The bits of a conntrack mark that are not ours."""
@@ -65,6 +71,7 @@ _NOT_OURS = f"meta mark & {MASK:#x} != {MARK:#x}"
 _TAGGED = f"meta mark & {MASK:#x} == {FLOW_MARK:#x}"
 _TRANSLATED = "meta l4proto tcp ct status dnat ct reply proto-src"
 _RST = "tcp flags & rst == rst"
+_CARRY = f"ct mark & {MASK:#x} == 0 ct mark set ct mark | {CARRIED:#x}"
 _PORTS = f"{OUTBOUND}, {INBOUND}, {HBONE}"
 _SOMEBODY_ELSES = f"socket mark & {MASK:#x} != {MARK:#x}"
 """No match where there is no socket, or one that is not whole: TIME_WAIT, or the handshake's."""
@@ -86,7 +93,7 @@ _CHAINS = f"""\
 		type nat hook prerouting priority {NAT}; policy accept;
 		meta l4proto tcp ip saddr {PROBE_IPV4} accept
 		meta l4proto tcp ip6 saddr {PROBE_IPV6} accept
-		ip daddr != 127.0.0.1 tcp dport != {HBONE} {_NOT_OURS} counter redirect to :{INBOUND}
+		ip daddr != 127.0.0.0/8 tcp dport != {HBONE} {_NOT_OURS} counter redirect to :{INBOUND}
 		ip6 daddr != ::1 tcp dport != {HBONE} {_NOT_OURS} counter redirect to :{INBOUND}
 	}}
 	chain nat_output {{
@@ -101,6 +108,8 @@ _CHAINS = f"""\
 	}}
 	chain guard_output {{
 		type filter hook output priority {GUARD}; policy accept;
+		meta l4proto tcp {_OURS} {_CARRY}
+		{_TRANSLATED} {OUTBOUND} {_CARRY}
 		meta oif {LO} accept
 		meta l4proto != tcp accept
 		{_OURS} accept
@@ -118,6 +127,7 @@ _CHAINS = f"""\
 	chain guard_input {{
 		type filter hook input priority {GUARD}; policy accept;
 		meta iif {LO} {_OURS} ct direction original tcp dport {{ {_PORTS} }} goto guard_refuse
+		meta iif {LO} {_OURS} meta mark set meta mark & {KEEP:#x}
 		meta iif {LO} accept
 		meta l4proto != tcp accept
 		{_RST} accept
@@ -126,6 +136,7 @@ _CHAINS = f"""\
 		{_SOMEBODY_ELSES} goto guard_refuse
 		tcp dport {HBONE} accept
 		{_TRANSLATED} {OUTBOUND} accept
+		{_TRANSLATED} {INBOUND} {_CARRY}
 		{_TRANSLATED} {INBOUND} accept
 		ct direction reply accept
 		goto guard_refuse
