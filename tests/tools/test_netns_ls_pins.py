@@ -273,6 +273,8 @@ def test_other_namespace_that_was_opened_by_a_path(directory: Path) -> None:
     with talking("unshare", "--mount", "sh", "-ec", script) as (process, _):
         assert os.readlink(f"/proc/{process.pid}/fd/3") == "/"
         listing = Listing()
-    pins = [each for one in listing.netns for each in one["pinned_by"] if each["pid"] == process.pid]
+    pins = [
+        each for one in listing.netns for each in one["pinned_by"] if each["pid"] == process.pid
+    ]
     # Its mounts are copies of ours: names that another test makes and removes meanwhile live there.
     assert {each["kind"] for each in pins} - {"mount"} == {"process"}
