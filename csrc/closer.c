@@ -44,7 +44,7 @@ struct pz_closer {
     bool abandoned; /* the thread frees all this at its end */
 };
 
-enum { QUIT_PATIENCE_S = 1, PATIENCE_MS = 250, LOOK_AGAIN_NS = 1000000, SCRAP = 4096 };
+enum { QUIT_PATIENCE_MS = 1000, PATIENCE_MS = 250, LOOK_AGAIN_MS = 1, SCRAP = 4096 };
 
 static void destroy(struct pz_closer *closer)
 {
@@ -149,17 +149,13 @@ static bool wait_for_room(struct pz_closer *closer)
 {
     while (closer->count == PZ_CLOSER_ROOM) {
         int64_t before = pz_now_ms();
-        struct timespec soon;
         if (before - closer->second_ms >= 1000) {
             closer->second_ms = before;
             closer->waited_ms = 0;
         }
         if (closer->waited_ms >= PATIENCE_MS)
             return false;
-        clock_gettime(CLOCK_MONOTONIC, &soon);
-        soon.tv_nsec += LOOK_AGAIN_NS;
-        soon.tv_sec += soon.tv_nsec / 1000000000;
-        soon.tv_nsec %= 1000000000;
+        struct timespec soon = pz_moment_in(LOOK_AGAIN_MS);
         pthread_cond_timedwait(&closer->changed, &closer->lock, &soon);
         closer->waited_ms += pz_now_ms() - before;
     }
@@ -189,11 +185,9 @@ void pz_closer_take_connection(struct pz_closer *closer, int sock)
 
 void pz_closer_quit(struct pz_closer *closer)
 {
-    struct timespec until;
+    struct timespec until = pz_moment_in(QUIT_PATIENCE_MS);
     int rc = 0;
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += QUIT_PATIENCE_S;
     pthread_mutex_lock(&closer->lock);
     closer->quit = true;
     pthread_cond_signal(&closer->changed);

@@ -70,6 +70,18 @@ static inline int64_t pz_now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* The moment MS (at most a second) from now, for pthread_cond_timedwait() on CLOCK_MONOTONIC. */
+static inline struct timespec pz_moment_in(int ms)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)ms * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return until;
+}
+
 /*
  * The moment at which timeout_ms from now have passed; -1 (for ever) stays -1. One millisecond more
  * than the clock, which is rounded down, says: no wait ends before its time.

@@ -61,7 +61,7 @@ static bool obey(struct thread *t)
     case NO_COMMAND: break;
     case DROP_POD: drop_pod(t, pod); break;
     case CLOSE_DOORS: close_doors(t); break;
-    case RESET_ALL: pz_flow_end_all(t, NULL, PZ_END_DRAINED); break;
+    case RESET_ALL:
     case END: pz_flow_end_all(t, NULL, PZ_END_DRAINED); break;
     }
     pz_flow_bury(t);
@@ -278,17 +278,6 @@ void pz_relay_close_doors(struct pz_relay *r)
     pthread_mutex_unlock(&r->control);
 }
 
-static struct timespec moment_in(int ms)
-{
-    struct timespec until;
-
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += (long)ms * 1000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    return until;
-}
-
 int pz_relay_finish(struct pz_relay *r, int timeout_ms)
 {
     int64_t deadline = pz_deadline(timeout_ms);
@@ -296,7 +285,7 @@ int pz_relay_finish(struct pz_relay *r, int timeout_ms)
     pthread_mutex_lock(&r->lock);
     r->is_finishing = true;
     while (atomic_load(&r->flows) > 0 && !pz_has_passed(deadline)) {
-        struct timespec soon = moment_in(FINISH_SLICE_MS);
+        struct timespec soon = pz_moment_in(FINISH_SLICE_MS);
         pthread_cond_timedwait(&r->changed, &r->lock, &soon);
     }
     int left = (int)atomic_load(&r->flows);

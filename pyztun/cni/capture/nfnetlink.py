@@ -54,7 +54,6 @@ def flush_conntrack(family: int = ANY_FAMILY) -> None:
     Those with a mark of ours are spared: ztunnel carries them, and an entry that was made anew by
     a packet of theirs would not translate it. A stranger's with a mark there meets the guards.
 
-
     :raises SyscallError: EPERM: CAP_NET_ADMIN; ENOTSUP, EINVAL: no conntrack in this kernel.
     """
     _ask(CT_DELETE, ACK, family, "netlink(IPCTNL_MSG_CT_DELETE)", _UNMARKED)
