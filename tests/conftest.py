@@ -23,6 +23,7 @@ MARKERS = {
     "needs_named_netns": "can do `ip netns add`",
     "needs_root": "is root and can become another user",
     "needs_userns": "a user without capabilities can make a user namespace",
+    "needs_nft": "has the program nft",
 }
 
 

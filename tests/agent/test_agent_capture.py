@@ -3,7 +3,6 @@
 import http.client
 import os
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -25,10 +24,7 @@ from support.agent_podside import ScriptedPodside
 from support.pods import Pod, in_netns
 from support.programs import Daemon
 
-pytestmark = [
-    pytest.mark.needs_named_netns,
-    pytest.mark.skipif(shutil.which("nft") is None, reason="nft tells what is in a pod"),
-]
+pytestmark = [pytest.mark.needs_named_netns, pytest.mark.needs_nft]
 
 DIES = REPOSITORY / "tests" / "support" / "agent_dies.py"
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from capture.kit import Side
-from pyztun.testing import Pod, PodPair, why_no_netns
+from pyztun.testing import Pod, PodPair
+from support import needs
 from support.nftables import require_nftables
 
 
 @pytest.fixture(scope="module")
 def _side() -> Iterator[Side]:
-    if (why := why_no_netns()) is not None:
-        pytest.skip(f"needs a netns: {why}")
+    needs.require("needs_netns")
     require_nftables()
     with Side() as made:
         yield made

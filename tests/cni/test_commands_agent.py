@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +68,7 @@ def test_the_life_of_a_workload(agent: Agent, pod: Pod) -> None:
     )
 
 
-@pytest.mark.skipif(shutil.which("nft") is None, reason="nft tells what is in a pod")
+@pytest.mark.needs_nft
 def test_the_life_of_one_that_is_captured(agent: Agent, pod: Pod) -> None:
     early = programs.cni("add", pod.name, env={"PYZTUN_CONTROL": agent.control})
     assert (early.returncode, early.stdout, early.stderr.count("\n")) == (1, "", 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyztun.testing import why_no_netns
+from support import needs
 from support.failclosed_node import Node
 from support.failclosed_stage import Stage, stage
 from support.nftables import require_nftables
@@ -16,11 +16,9 @@ from support.pods import Pod
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_capture() -> None:
-    if (why := why_no_netns()) is not None:
-        pytest.skip(f"needs a netns: {why}")
+    needs.require("needs_netns")
     require_nftables()
-    if shutil.which("nft") is None:
-        pytest.skip("nft is what a pod's owner works with")
+    needs.require("needs_nft")
 
 
 @pytest.fixture(scope="module")

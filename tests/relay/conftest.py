@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pyztun.testing import why_no_netns
-from support import relay_node
+from support import needs, relay_node
 from support.nftables import require_nftables
 from support.relay_node import Node, Pair
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_capture() -> None:
-    if (why := why_no_netns()) is not None:
-        pytest.skip(f"needs a netns: {why}")
+    needs.require("needs_netns")
     require_nftables()
 
 

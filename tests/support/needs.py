@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -79,22 +80,33 @@ def without_root() -> list[str]:
     ]
 
 
+@functools.cache
+def nft() -> str | None:
+    """The program, with which a test looks into a pod, or does as its owner."""
+    return _try("nft", "--version")
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_netns": netns,
     "needs_named_netns": named_netns,
     "needs_root": root,
     "needs_userns": userns,
+    "needs_nft": nft,
 }
 
 
 def require(need: str) -> None:
     """Skips the running test if the host lacks NEED, or fails it under PYZTUN_REQUIRE_ROOT=1."""
     why = PROBES[need]()
-    if why is None:
-        return
+    if why is not None:
+        unmet(f"{need}: {why}")
+
+
+def unmet(why: str) -> NoReturn:
+    """Skips the running test for this reason, or fails it under PYZTUN_REQUIRE_ROOT=1."""
     if os.environ.get("PYZTUN_REQUIRE_ROOT") == "1":
-        pytest.fail(f"{need}: {why} (PYZTUN_REQUIRE_ROOT=1)", pytrace=False)
-    pytest.skip(f"{need}: {why}")
+        pytest.fail(f"{why} (PYZTUN_REQUIRE_ROOT=1)", pytrace=False)
+    pytest.skip(why)
 
 
 def give_userns_a_run() -> None:

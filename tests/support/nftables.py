@@ -1,12 +1,8 @@
 """nft in a pod, by what the product itself uses."""
 
-import os
-
-import pytest
-
 from pyztun import NetNs, PyztunError
 from pyztun.cni.capture import nft
-from support import pods
+from support import needs, pods
 
 
 def require_nftables() -> None:
@@ -15,10 +11,7 @@ def require_nftables() -> None:
         with NetNs.create() as probe:
             run_nft(probe, "list ruleset\n")
     except PyztunError as error:
-        why = f"needs nftables: {error}"
-        if os.environ.get("PYZTUN_REQUIRE_ROOT") == "1":
-            pytest.fail(why, pytrace=False)
-        pytest.skip(why)
+        needs.unmet(f"needs nftables: {error}")
 
 
 def run_nft(netns: NetNs, text: str) -> str:
