@@ -210,9 +210,12 @@ class Walk:
         if task.netns is not None:
             task.netns.processes.append(pid)
             task.netns.pin("process", pid=pid)
-        self._threads(task)
         self._mounts_of(pid)
+        # What this process does in a netns, it does to look at it. That goes for threads too: one
+        # that pthread_join() has returned for is in its netns until exit_task_namespaces() in
+        # do_exit(), a moment later.
         if pid != os.getpid():
+            self._threads(task)
             self._descriptors(task)
 
     def _at(self, path: str) -> Netns | None:

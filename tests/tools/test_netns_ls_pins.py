@@ -1,6 +1,7 @@
 """`pyztun netns ls`: what keeps a netns alive, each kind of it on a real netns."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from netns_listing import ME, Listing, pin, pins_of
 
 from pyztun.netns import NetNs
+from pyztun.tools.census import Census
+from pyztun.tools.procwalk import Walk
 from support import pods
 from support.pods import Pod
 
@@ -121,6 +124,29 @@ def test_thread_alone(pod: Pod) -> None:
         thread.join()
     assert (entry["names"], entry["paths"], entry["processes"]) == ([], [], [])
     assert entry["pinned_by"] == [pin("thread", pid=ME, tid=tids[0])]
+
+
+def test_a_thread_of_the_lister_is_no_pin(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one that looked into the netns may not have ended when its own process is read."""
+    ready, done = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=lambda: pods.in_netns(pod.path, stay))
+    thread.start()
+    assert ready.wait(10)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # it would stay with the tests
+    census = Census()
+    try:
+        Walk(census, lambda *_: None).run()
+        (found,) = (each for each in census.netns if each.cookie == pod.cookie)
+        assert {each.kind for each in found.pins} == {"mount"}
+    finally:
+        done.set()
+        thread.join()
+        census.close()
 
 
 @pytest.mark.parametrize("main_thread_ends", [False, True])
