@@ -19,7 +19,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50, YOUNG_MS = 1000 };
+enum { SHARE = 4, EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50, YOUNG_MS = 1000 };
 
 /* ---- commands, in a thread ---- */
 
@@ -56,10 +56,12 @@ static bool obey(struct thread *t)
     pthread_mutex_lock(&r->lock);
     enum command command = r->command;
     struct pz_pod *pod = r->command_pod;
+    size_t door = r->command_door;
     pthread_mutex_unlock(&r->lock);
     switch (command) {
     case NO_COMMAND: break;
     case DROP_POD: drop_pod(t, pod); break;
+    case LEAVE_DOOR: pz_door_leave(t, &pod->doors[door].places[t->index]); break;
     case CLOSE_DOORS: close_doors(t); break;
     case RESET_ALL:
     case END: pz_flow_end_all(t, NULL, PZ_END_DRAINED); break;
@@ -135,11 +137,12 @@ static void wake(const struct thread *t)
 }
 
 /* Has every thread obey, and waits for it. Holds control. */
-static void command(struct pz_relay *r, enum command what, struct pz_pod *pod)
+static void command(struct pz_relay *r, enum command what, struct pz_pod *pod, size_t door)
 {
     pthread_mutex_lock(&r->lock);
     r->command = what;
     r->command_pod = pod;
+    r->command_door = door;
     r->unanswered = r->n;
     for (unsigned i = 0; i < r->n; i++)
         wake(&r->threads[i]);
@@ -183,21 +186,28 @@ static struct pz_pod *new_pod(const struct pz_relay *r, int netns_fd, const stru
     return pod;
 }
 
-/* Shows a pod to every thread. Returns 0 or -errno. */
-static int open_doors(struct pz_relay *r, struct pz_pod *pod)
+/* Shows a door to every thread. Returns 0 or -errno. */
+static int open_door(struct pz_relay *r, struct door *door)
 {
-    for (size_t i = 0; i < pod->n; i++) {
-        struct door *door = &pod->doors[i];
-        pz_door_options(door->listener);
-        door->young_until_ms = pz_now_ms() + YOUNG_MS;
-        for (unsigned j = 0; j < r->n; j++) {
-            struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
-                                        .data.ptr = &door->places[j]};
-            if (epoll_ctl(r->threads[j].epoll, EPOLL_CTL_ADD, door->listener, &event) == -1)
-                return -errno;
-        }
+    pz_door_options(door->listener);
+    door->young_until_ms = pz_now_ms() + YOUNG_MS;
+    for (unsigned i = 0; i < r->n; i++) {
+        struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
+                                    .data.ptr = &door->places[i]};
+        door->places[i].is_left = false;
+        if (epoll_ctl(r->threads[i].epoll, EPOLL_CTL_ADD, door->listener, &event) == -1)
+            return -errno;
     }
     return 0;
+}
+
+static int open_doors(struct pz_relay *r, struct pz_pod *pod)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < pod->n && rc == 0; i++)
+        rc = open_door(r, &pod->doors[i]);
+    return rc;
 }
 
 static void link_pod(struct pz_relay *r, struct pz_pod *pod)
@@ -260,13 +270,53 @@ int pz_relay_rename(struct pz_relay *r, struct pz_pod *pod, const uint8_t *name,
     return 0;
 }
 
+int pz_relay_mend(struct pz_relay *r, struct pz_pod *pod, size_t door, int listener)
+{
+    if (door >= pod->n)
+        return -EINVAL;
+    pthread_mutex_lock(&r->control);
+    command(r, LEAVE_DOOR, pod, door);
+    pod->doors[door].listener = listener;
+    int rc = open_door(r, &pod->doors[door]);
+    if (rc < 0)
+        command(r, LEAVE_DOOR, pod, door);
+    pthread_mutex_unlock(&r->control);
+    return rc;
+}
+
 void pz_relay_drop(struct pz_relay *r, struct pz_pod *pod)
 {
     pthread_mutex_lock(&r->control);
-    command(r, DROP_POD, pod);
+    command(r, DROP_POD, pod, 0);
     unlink_pod(r, pod);
     pthread_mutex_unlock(&r->control);
     free_pod(pod);
+}
+
+/* ---- places ---- */
+
+/* Dynamic thresholds (Choudhury and Hahne, 1998): a pod may hold SHARE times what is free. So each
+ * pod, however greedy, leaves a fifth of what it finds, and the last place to one that has none. */
+bool pz_place_take(struct pz_relay *r, struct pz_pod *pod)
+{
+    uint32_t all = r->settings.max_flows;
+    uint32_t taken = atomic_fetch_add(&r->flows, 1), own = atomic_fetch_add(&pod->flows, 1);
+
+    if (taken < all && own <= (uint64_t)SHARE * (all - taken - 1))
+        return true;
+    pz_place_leave(r, pod);
+    return false;
+}
+
+void pz_place_leave(struct pz_relay *r, struct pz_pod *pod)
+{
+    atomic_fetch_sub(&pod->flows, 1);
+    if (atomic_fetch_sub(&r->flows, 1) > 1)
+        return;
+    pthread_mutex_lock(&r->lock);
+    if (r->is_finishing)
+        pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
 }
 
 /* ---- the end ---- */
@@ -274,7 +324,7 @@ void pz_relay_drop(struct pz_relay *r, struct pz_pod *pod)
 void pz_relay_close_doors(struct pz_relay *r)
 {
     pthread_mutex_lock(&r->control);
-    command(r, CLOSE_DOORS, NULL);
+    command(r, CLOSE_DOORS, NULL, 0);
     pthread_mutex_unlock(&r->control);
 }
 
@@ -292,7 +342,7 @@ int pz_relay_finish(struct pz_relay *r, int timeout_ms)
     pthread_mutex_unlock(&r->lock);
     if (left > 0) {
         pthread_mutex_lock(&r->control);
-        command(r, RESET_ALL, NULL);
+        command(r, RESET_ALL, NULL, 0);
         pthread_mutex_unlock(&r->control);
     }
     return left;
@@ -312,7 +362,7 @@ void pz_relay_free(struct pz_relay *r)
     if (r == NULL)
         return;
     pthread_mutex_lock(&r->control);
-    command(r, END, NULL);
+    command(r, END, NULL, 0);
     pthread_mutex_unlock(&r->control);
     for (unsigned i = 0; i < r->n; i++)
         pthread_join(r->threads[i].id, NULL);
@@ -423,7 +473,9 @@ static uint64_t value_of(const _Atomic uint64_t *counter)
 
 void pz_relay_counters(const struct pz_relay *r, struct pz_relay_counters *out)
 {
-    *out = (struct pz_relay_counters){.lost_events = pz_journal_lost(r->journal)};
+    *out = (struct pz_relay_counters){.lost_events = pz_journal_lost(r->journal),
+                                      .held_back_pod = atomic_load(&r->held_back_pod),
+                                      .flows = atomic_load(&r->flows)};
     for (unsigned i = 0; i < r->n; i++) {
         const struct counters *one = &r->threads[i].counters;
         out->accepted += value_of(&one->accepted);
@@ -433,7 +485,8 @@ void pz_relay_counters(const struct pz_relay *r, struct pz_relay_counters *out)
         out->bytes[1] += value_of(&one->bytes[1]);
         out->own_source += value_of(&one->own_source);
         out->paused += value_of(&one->paused);
-        out->flows += value_of(&one->flows);
+        out->held_back += value_of(&one->held_back);
+        out->lost_listeners += value_of(&one->lost_listeners);
         out->pipes += value_of(&one->pipes);
     }
 }

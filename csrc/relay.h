@@ -58,7 +58,8 @@ struct pz_address {
 
 struct pz_relay_settings {
     uint32_t threads;    /* 1..PZ_RELAY_MAX_THREADS */
-    uint32_t max_flows;  /* connections at a time, two descriptors each; more wait to be accepted */
+    uint32_t max_flows;  /* connections at a time, two descriptors each; more wait to be accepted,
+                            and those of one pod as soon as it holds four times what is free */
     uint32_t max_pipes;  /* of each thread, two descriptors each: for streams that are bulk */
     uint32_t mark;       /* SO_MARK of outgoing connections, 0 for none */
     uint32_t connect_ms; /* for a connect to be answered */
@@ -84,12 +85,15 @@ struct pz_flow_event {
 };
 
 struct pz_relay_counters {
-    uint64_t accepted;   /* all, also those that are refused then */
-    uint64_t refused;    /* PZ_END_NO_HBONE and those behind it */
-    uint64_t closed;     /* ended in any other way */
-    uint64_t bytes[2];   /* of the closed ones: from sources, from destinations */
-    uint64_t own_source; /* inbound ones without their source's address */
-    uint64_t paused;     /* times that a thread stopped accepting for want of descriptors */
+    uint64_t accepted;       /* all, also those that are refused then */
+    uint64_t refused;        /* PZ_END_NO_HBONE and those behind it */
+    uint64_t closed;         /* ended in any other way */
+    uint64_t bytes[2];       /* of the closed ones: from sources, from destinations */
+    uint64_t own_source;     /* inbound ones without their source's address */
+    uint64_t paused;         /* times that a thread stopped accepting for want of descriptors */
+    uint64_t held_back;      /* times that it did so as the pod had its share of max_flows */
+    uint64_t held_back_pod;  /* the last such pod, as given to pz_relay_take() */
+    uint64_t lost_listeners; /* found destroyed, counted by every thread for itself */
     uint64_t lost_events;
     uint64_t flows; /* now */
     uint64_t pipes; /* now */
@@ -114,8 +118,8 @@ struct pz_relay *pz_relay_new(const struct pz_relay_settings *settings, int *err
 /*
  * From now on the connections of these N doors are relayed. ID, NAME and SPACE (UTF-8) are for
  * events and the log. NETNS_FD and the listeners are borrowed until pz_relay_drop() has returned,
- * the listeners also end with pz_relay_close_doors(). TCP_NODELAY and keepalive are set on the
- * listeners, whose connections inherit them. NULL with -errno in *error.
+ * the listeners also end with pz_relay_close_doors(). TCP_NODELAY, keepalive and SO_LINGER are set
+ * on the listeners, whose connections inherit them. NULL with -errno in *error.
  */
 struct pz_pod *pz_relay_take(struct pz_relay *r, int netns_fd, const struct pz_door *doors,
                              size_t n, uint64_t id, const uint8_t *name, size_t name_size,
@@ -124,6 +128,13 @@ struct pz_pod *pz_relay_take(struct pz_relay *r, int netns_fd, const struct pz_d
 /* Other names for a pod; open connections keep theirs. Returns 0 or -ENOMEM. */
 int pz_relay_rename(struct pz_relay *r, struct pz_pod *pod, const uint8_t *name, size_t name_size,
                     const uint8_t *space, size_t space_size);
+
+/*
+ * Another LISTENER, borrowed like the first, for the door of that index, whose own was destroyed
+ * (ss -K); that one may be closed afterwards. Connections go on. Returns 0, or -errno: the door has
+ * neither. Takes as long as a turn of each thread.
+ */
+int pz_relay_mend(struct pz_relay *r, struct pz_pod *pod, size_t door, int listener);
 
 /*
  * Ends a pod: its connections are reset at once, and nothing of it is touched any more when this
@@ -143,7 +154,8 @@ int pz_relay_finish(struct pz_relay *r, int timeout_ms);
 
 /*
  * Waits up to timeout_ms for events, gathers for some milliseconds more, and returns how many there
- * are; 0: the time is over, or pz_relay_wake() was called and there are none. What BATCH points to
+ * are; 0: the time is over, or pz_relay_wake() was called and there are none, or counters of what
+ * hinders it have grown: paused, held_back, lost_listeners. What BATCH points to
  * is valid until the next call. One thread only.
  */
 int pz_relay_next(struct pz_relay *r, struct pz_batch *batch, int timeout_ms);

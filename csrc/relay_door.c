@@ -91,6 +91,7 @@ void pz_door_options(int fd)
     set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 180);
     set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 180);
     set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, 9);
+    pz_reset_on_close(fd, true);
 }
 
 /* ---- who, and whereto ---- */
@@ -200,12 +201,12 @@ static void serve(struct thread *t, struct place *place, int fd, union any_addre
 {
     const struct door *door = place->door;
     union any_address destination;
-    struct flow *flow = pz_flow_new(t, place, fd);
 
-    if (flow == NULL)
-        return;
     if (t->now_ms < door->young_until_ms)
         pz_door_options(fd);
+    struct flow *flow = pz_flow_new(t, place, fd);
+    if (flow == NULL)
+        return;
     bool six = source->any.sa_family == AF_INET6 && !is_mapped(source);
     unmap(source);
     flow->source = plain(source);
@@ -268,7 +269,7 @@ static void pause_door(struct thread *t, struct place *place)
         t->resume_ms = t->now_ms + PAUSE_MS;
     *t->paused_end = place;
     t->paused_end = &place->next_paused;
-    pz_count(&t->counters.paused, 1);
+    pz_journal_wake(t->relay->journal); /* the reader tells why, by the counters */
 }
 
 void pz_door_resume(struct thread *t)
@@ -281,27 +282,23 @@ void pz_door_resume(struct thread *t)
         struct place *next = paused->next_paused;
         struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = paused};
         paused->is_paused = false;
-        if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, paused->door->listener, &event) == -1)
+        if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, paused->door->listener, &event) == -1) {
+            pz_count(&t->counters.paused, 1);
             pause_door(t, paused);
+        }
         paused = next;
     }
-}
-
-/* True: a place for one more flow was taken. */
-static bool reserve(struct pz_relay *r)
-{
-    if (atomic_fetch_add(&r->flows, 1) < r->settings.max_flows)
-        return true;
-    atomic_fetch_sub(&r->flows, 1);
-    return false;
 }
 
 bool pz_door_ready(struct thread *t, struct place *place)
 {
     union any_address source;
     socklen_t size = sizeof source;
+    struct pz_pod *pod = place->door->pod;
 
-    if (!reserve(t->relay)) {
+    if (!pz_place_take(t->relay, pod)) {
+        atomic_store(&t->relay->held_back_pod, pod->id);
+        pz_count(&t->counters.held_back, 1);
         pause_door(t, place);
         return false;
     }
@@ -312,14 +309,18 @@ bool pz_door_ready(struct thread *t, struct place *place)
         return true;
     }
     int error = errno;
-    atomic_fetch_sub(&t->relay->flows, 1);
+    pz_place_leave(t->relay, pod);
     if (error == EAGAIN)
         return false;
     if (error == EINTR || error == ECONNABORTED)
         return true;
-    if (error == EINVAL) /* root in the pod destroyed the listener (ss -K) */
+    if (error == EINVAL) { /* root in the pod destroyed the listener (ss -K) */
         pz_door_leave(t, place);
-    else /* no descriptors, no memory, or a reason that may last: epoll would repeat it for ever */
+        pz_count(&t->counters.lost_listeners, 1);
+        pz_journal_wake(t->relay->journal);
+    } else { /* no descriptors, no memory; what may last, and epoll would repeat for ever */
+        pz_count(&t->counters.paused, 1);
         pause_door(t, place);
+    }
     return false;
 }

@@ -21,8 +21,8 @@
  * A FIN is passed on as a FIN, the other direction goes on. Everything else that ends a connection
  * is passed on as RST (SO_LINGER with zero, then close), so that a stream that was cut never looks
  * like one that is complete. Of a source whose destination cannot be reached that is the only
- * thing that it gets. Both sockets are set to that as soon as there are two, and to end with a FIN
- * only where both sides have said theirs: so it is also when this process is killed.
+ * thing that it gets. Both sockets are set to that before anything can go through them, and to end
+ * with a FIN only where both sides have said theirs: so it is also when this process is killed.
  *
  * Time: a flow has no timer. A thread knows when the first flow's time can be over and then looks
  * at all of them; flows without a limit cost nothing.
@@ -44,7 +44,7 @@ static uint64_t now_us(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-static void reset_on_close(int fd, bool is_on)
+void pz_reset_on_close(int fd, bool is_on)
 {
     struct linger at_once = {.l_onoff = is_on, .l_linger = 0};
 
@@ -57,8 +57,7 @@ struct flow *pz_flow_new(struct thread *t, struct place *place, int source_fd)
     struct pz_pod *pod = place->door->pod;
 
     if (flow == NULL) {
-        reset_on_close(source_fd, true);
-        atomic_fetch_sub(&t->relay->flows, 1);
+        pz_place_leave(t->relay, pod);
         close(source_fd);
         return NULL;
     }
@@ -80,7 +79,6 @@ struct flow *pz_flow_new(struct thread *t, struct place *place, int source_fd)
         t->flows->previous = flow;
     t->flows = flow;
     pz_count(&t->counters.accepted, 1);
-    pz_count(&t->counters.flows, 1);
     return flow;
 }
 
@@ -116,7 +114,8 @@ static void close_side(struct thread *t, struct side *side, bool reset)
     pz_pump_discard(t, side);
     if (side->fd < 0)
         return;
-    reset_on_close(side->fd, reset);
+    if (!reset)
+        pz_reset_on_close(side->fd, false);
     /* While a fork of us still has it open, epoll would report it for ever (epoll(7), Q6). */
     epoll_ctl(t->epoll, EPOLL_CTL_DEL, side->fd, NULL);
     close(side->fd);
@@ -133,22 +132,11 @@ static void leave_list(struct thread *t, struct flow *flow)
         flow->next->previous = flow->previous;
 }
 
-static void one_less(struct pz_relay *r)
-{
-    if (atomic_fetch_sub(&r->flows, 1) > 1)
-        return;
-    pthread_mutex_lock(&r->lock);
-    if (r->is_finishing)
-        pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-}
-
 void pz_flow_end(struct thread *t, struct flow *flow, enum pz_end end, int error)
 {
     if (flow->state == FLOW_DEAD)
         return;
     /* Before the other ends can tell: lines are in the order in which things happened. */
-    pz_count(&t->counters.flows, UINT64_MAX); /* one less */
     report(t, flow, end, error);
     for (int i = 0; i < 2; i++)
         close_side(t, &flow->sides[i], end != PZ_END_COMPLETE);
@@ -156,7 +144,7 @@ void pz_flow_end(struct thread *t, struct flow *flow, enum pz_end end, int error
     leave_list(t, flow);
     flow->next = t->dead;
     t->dead = flow;
-    one_less(t->relay);
+    pz_place_leave(t->relay, flow->pod);
 }
 
 void pz_flow_end_all(struct thread *t, const struct pz_pod *pod, enum pz_end end)
@@ -374,7 +362,6 @@ void pz_flow_connecting(struct thread *t, struct flow *flow, int destination_fd)
     for (int i = 1; i >= 0; i--) {
         struct side *side = &flow->sides[i];
         struct epoll_event event = {.events = EVERYTHING, .data.ptr = &side->source};
-        reset_on_close(side->fd, true);
         if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, side->fd, &event) == -1) {
             pz_flow_end(t, flow, PZ_END_BROKEN, errno);
             return;

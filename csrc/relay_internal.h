@@ -69,7 +69,8 @@ struct pz_pod {
     struct pz_pod *next, *previous;
     uint64_t id;
     int netns_fd;
-    pthread_mutex_t lock; /* of the label */
+    _Atomic uint32_t flows; /* of all threads */
+    pthread_mutex_t lock;   /* of the label */
     struct label *label;
     size_t n;
     struct door doors[PZ_RELAY_MAX_DOORS];
@@ -128,7 +129,8 @@ struct flow {
 /* ---- threads ---- */
 
 struct counters {
-    _Atomic uint64_t accepted, refused, closed, bytes[2], own_source, paused, flows, pipes;
+    _Atomic uint64_t accepted, refused, closed, bytes[2], own_source, paused, held_back,
+        lost_listeners, pipes;
 };
 
 struct journal; /* relay_journal.c */
@@ -157,7 +159,7 @@ struct thread {
     uint8_t scratch[SCRATCH];
 };
 
-enum command { NO_COMMAND, DROP_POD, CLOSE_DOORS, RESET_ALL, END };
+enum command { NO_COMMAND, DROP_POD, LEAVE_DOOR, CLOSE_DOORS, RESET_ALL, END };
 
 struct pz_relay {
     struct pz_relay_settings settings;
@@ -169,10 +171,12 @@ struct pz_relay {
     pthread_cond_t changed;
     enum command command;
     struct pz_pod *command_pod;
+    size_t command_door; /* of this pod */
     unsigned unanswered; /* threads that have not done the command yet */
     bool is_finishing;
-    _Atomic uint32_t flows; /* of all threads */
-    unsigned n;             /* threads that run */
+    _Atomic uint32_t flows;         /* of all threads */
+    _Atomic uint64_t held_back_pod; /* the last one */
+    unsigned n;                     /* threads that run */
     struct thread threads[];
 };
 
@@ -189,6 +193,14 @@ static inline struct flow *flow_of(struct source *source)
 
     return (struct flow *)(side - (source->kind == SOURCE_SIDE_1));
 }
+
+/* ---- relay.c ---- */
+
+/* Takes a place for one more flow of a pod. False: it has its share. */
+bool pz_place_take(struct pz_relay *r, struct pz_pod *pod);
+
+/* Gives it back. */
+void pz_place_leave(struct pz_relay *r, struct pz_pod *pod);
 
 /* ---- relay_verdict.c ---- */
 
@@ -212,8 +224,8 @@ bool pz_door_ready(struct thread *t, struct place *place);
 /* Accepts again where descriptors had run out. */
 void pz_door_resume(struct thread *t);
 
-/* TCP_NODELAY, and keepalive as Istio's ztunnel has it (src/config.rs): after 180 s, each 180 s, 9
- * times. */
+/* TCP_NODELAY, keepalive as Istio's ztunnel has it (src/config.rs): after 180 s, each 180 s, 9
+ * times; and a close() is an RST. */
 void pz_door_options(int fd);
 
 /* No event will come for it any more in this thread. */
@@ -232,6 +244,9 @@ void pz_flow_event(struct thread *t, struct source *side, uint32_t events);
 
 /* Goes on where a turn was used up. */
 void pz_flow_continue(struct thread *t);
+
+/* close() says RST, else FIN. */
+void pz_reset_on_close(int fd, bool is_on);
 
 /* Ends it: both sides get RST, unless END is COMPLETE. */
 void pz_flow_end(struct thread *t, struct flow *flow, enum pz_end end, int error);

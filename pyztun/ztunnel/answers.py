@@ -20,6 +20,12 @@ class Answers(Protocol):
     def forget(self, workload: Workload) -> None:
         """Nothing of it is touched any more; to be called before its listeners are closed."""
 
+    def mend(self, workload: Workload, index: int, listener: int) -> None:
+        """Serves this listener in place of the one of that index, which it does not touch any more.
+
+        SyscallError: neither.
+        """
+
     def rename(self, workload: Workload) -> None:
         """It has other names."""
 
@@ -56,6 +62,10 @@ class Responder:
 
     def forget(self, workload: Workload) -> None:
         self._native.forget(workload.listeners)
+
+    def mend(self, workload: Workload, index: int, listener: int) -> None:
+        self._native.forget([workload.listeners[index]])
+        self._native.watch([listener])
 
     def rename(self, workload: Workload) -> None:
         """Nobody is told their names."""

@@ -34,6 +34,7 @@ PRIVILEGED = ("setsockopt(SO_MARK)", "setsockopt(IP_TRANSPARENT)")
 class InPod:
     """Makes a workload's listeners, by the first plan that the pod allows. One thread.
 
+    :ivar ports: of the listeners, in their order.
     :ivar plan: what is tried first, without this class where speed counts.
     """
 
@@ -46,6 +47,7 @@ class InPod:
             self._say_unprivileged("the process lacks CAP_NET_ADMIN and CAP_NET_RAW")
         self._said = not wanted.privileged
         self._wanted = wanted
+        self.ports = wanted.all_ports
         self.plan = self._plan(wanted)
         self.addresses = " ".join(map(str, self.plan.specs))
 
@@ -54,9 +56,17 @@ class InPod:
 
         :param failed: the -errno with which ``plan`` was just tried, so that it is not tried again.
         """
-        wanted, plan, rc = self._wanted, self.plan, failed
-        if rc == 0:
-            rc = plan.attempt(netns_fd, self._home_fd)
+        return self._open(netns_fd, self._wanted, failed)
+
+    def open_one(self, netns_fd: int, port: int) -> int:
+        """The listener of that port alone, as open() makes it; the caller owns it. SyscallError."""
+        is_socks5 = port == SOCKS5_PORT
+        ports = () if is_socks5 else (port,)
+        return self._open(netns_fd, replace(self._wanted, ports=ports, socks5=is_socks5))[0]
+
+    def _open(self, netns_fd: int, wanted: InPodSettings, failed: int = 0) -> list[int]:
+        plan = self._plan(wanted)
+        rc = failed or plan.attempt(netns_fd, self._home_fd)
         while rc < 0:
             lesser = self._lesser(wanted, plan, -rc)
             if lesser is None:

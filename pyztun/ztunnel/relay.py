@@ -26,6 +26,20 @@ PORTS: Mapping[int, int] = {
 }
 """What a port is for, as in Istio's ztunnel."""
 NO_MARK: int = lib.PZ_END_NO_MARK
+COUNTERS = (
+    "accepted",
+    "refused",
+    "closed",
+    "own_source",
+    "paused",
+    "held_back",
+    "held_back_pod",
+    "lost_listeners",
+    "lost_events",
+    "flows",
+    "pipes",
+)
+"""Of struct pz_relay_counters, beside the bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,8 @@ class Door:
 class Relay:
     """See above. next() belongs to one thread, all else may be called from any.
 
-    :param max_flows: connections at a time; more wait in the kernel's queue.
+    :param max_flows: connections at a time; more wait in the kernel's queue, and those of one pod
+        as soon as it holds four times what is free.
     :param max_pipes: of each thread, for streams that are bulk.
     :param mark: SO_MARK of outgoing connections.
     :param log: None for no access log, else ``human`` or ``json``.
@@ -104,6 +119,16 @@ class Relay:
         rc = lib.pz_relay_rename(self._handle, door.handle, *_sized(names))
         native.check(rc, "malloc", "names")
 
+    def mend(self, door: Door, index: int, listener: int) -> None:
+        """Another listener in place of one that was destroyed; connections go on.
+
+        :param index: of the listener in those of take().
+        :param listener: borrowed until drop(); the old one is not touched any more.
+        :raises SyscallError: neither is served.
+        """
+        rc = lib.pz_relay_mend(self._handle, door.handle, index, listener)
+        native.check(rc, "epoll_ctl", "listener")
+
     def drop(self, door: Door) -> None:
         """Resets its connections; nothing of it is touched any more. Blocks for microseconds."""
         lib.pz_relay_drop(self._handle, door.handle)
@@ -117,7 +142,8 @@ class Relay:
         return lib.pz_relay_finish(self._handle, _ms(timeout))
 
     def next(self, timeout: float | None) -> int:
-        """Blocks until connections have ended; returns how many, 0: wake(), or the time is over.
+        """Blocks until connections have ended; returns how many, 0: wake(), the time is over, or
+        counters have grown of what hinders it: paused, held_back, lost_listeners.
 
         events and log() are about these, until the next call.
         """
@@ -142,8 +168,7 @@ class Relay:
         """struct pz_relay_counters, with the bytes as bytes_source and bytes_destination."""
         out = ffi.new("struct pz_relay_counters *")
         lib.pz_relay_counters(self._handle, out)
-        names = ("accepted", "refused", "closed", "own_source", "paused", "lost_events")
-        now = {name: int(getattr(out, name)) for name in (*names, "flows", "pipes")}
+        now = {name: int(getattr(out, name)) for name in COUNTERS}
         return {**now, "bytes_source": int(out.bytes[0]), "bytes_destination": int(out.bytes[1])}
 
     def close(self) -> None:

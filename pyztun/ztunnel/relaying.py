@@ -9,6 +9,8 @@ from pyztun.ztunnel.inpod import MARK
 from pyztun.ztunnel.relay import NO_MARK, Door, Relay, RelayOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyztun.service.log import Log
     from pyztun.ztunnel.limits import Budget
     from pyztun.ztunnel.settings import RelaySettings
@@ -28,14 +30,18 @@ class Relaying:
         budget: Budget,
         log: Log,
         log_format: str,
+        on_lost: Callable[[], None],
     ) -> None:
-        """:param ports: of a workload's listeners, in their order. PyztunError."""
+        """:param ports: of a workload's listeners, in their order.
+        :param on_lost: is told in run() that a listener was destroyed. PyztunError.
+        """
         self._ports, self._log, self._drain = ports, log, settings.drain
         self._doors: dict[int, Door] = {}
         self._said_no_mark = self._is_stopping = self._is_closing = False
         path = settings.access_log
         self._access_log = AccessLog(path) if path else None
-        self._said: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self._lost, self._on_lost = 0, on_lost
         self._relay = Relay(
             RelayOptions(
                 settings.threads,
@@ -65,6 +71,9 @@ class Relaying:
         if door is not None and not self._is_closing:
             self._relay.drop(door)
 
+    def mend(self, workload: Workload, index: int, listener: int) -> None:
+        self._relay.mend(self._doors[workload.inode], index, listener)
+
     def rename(self, workload: Workload) -> None:
         self._relay.rename(self._doors[workload.inode], workload.names)
 
@@ -75,26 +84,37 @@ class Relaying:
 
     def _read(self, timeout: float | None) -> int:
         count = self._relay.next(timeout)
-        if not count:
-            return 0
-        if self._access_log is not None:
+        if count and self._access_log is not None:
             self._access_log.write(self._relay.log())
             written = self._access_log
-            self._tell("access-log-dropped", written.reason, written.dropped)
+            self._tell("access-log-dropped", written.dropped, reason=written.reason)
         counted = self._relay.counters()
-        self._tell("events-lost", "more ended than could be told", counted["lost_events"])
-        self._tell("own-source", "clients' addresses could not be taken", counted["own_source"])
-        self._tell("accept-paused", "no descriptors left", counted["paused"])
+        self._tell_counters(counted)
+        if counted["lost_listeners"] > self._lost:
+            self._lost = counted["lost_listeners"]
+            self._on_lost()
         if counted["refused"] and not self._said_no_mark:
             self._look_for_no_mark(count)
         return count
 
-    def _tell(self, event: str, reason: str, total: int) -> None:
+    def _tell_counters(self, now: dict[str, int]) -> None:
+        tell = self._tell
+        tell("events-lost", now["lost_events"], reason="more ended than could be told")
+        tell("own-source", now["own_source"], reason="clients' addresses could not be taken")
+        tell("accept-paused", now["paused"], reason="no descriptors left")
+        tell(
+            "accept-held-back",
+            now["held_back"],
+            reason="a pod has its share of the connections that fit",
+            netns=now["held_back_pod"],
+        )
+
+    def _tell(self, event: str, total: int, **fields: object) -> None:
         """Logs what has grown since it was told last."""
-        more = total - self._said.get(event, 0)
+        more = total - self._told.get(event, 0)
         if more:
-            self._said[event] = total
-            self._log.event("peer", event, reason=reason, count=more)
+            self._told[event] = total
+            self._log.event("peer", event, **fields, count=more)
 
     def _look_for_no_mark(self, count: int) -> None:
         events = self._relay.events

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from pyztun import native
 from pyztun.errors import SyscallError
 
 TYPE_CHECKING = False
@@ -34,6 +35,11 @@ class Workload:
         self.inode, self.cookie, self.listeners = inode, cookie, listeners
         self.netns: OwnedFd | None = None
         self.names = ("", "")
+
+    @property
+    def destroyed(self) -> list[int]:
+        """Indices of the listeners that are none any more: root in the pod may do that (ss -K)."""
+        return [i for i, fd in enumerate(self.listeners) if not native.is_listening(fd)]
 
     def close_listeners(self) -> None:
         """Each once, also where two threads do it: an end at once does not wait for the other."""
@@ -84,6 +90,19 @@ class Workloads:
             workload.netns = None
             self.drop(workload)
             raise
+
+    def mend(self, workload: Workload, index: int, listener: int) -> None:
+        """Serves another listener (owned from now on) in place of one that was destroyed.
+
+        :raises SyscallError: neither is served; the new one is closed.
+        """
+        try:
+            self._answers.mend(workload, index, listener)
+        except SyscallError:
+            os.close(listener)
+            raise
+        destroyed, workload.listeners[index] = workload.listeners[index], listener
+        os.close(destroyed)
 
     def rename(self, workload: Workload, names: tuple[str, str]) -> None:
         """It is called otherwise from now on."""

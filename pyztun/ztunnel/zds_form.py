@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from pyztun import waits
 from pyztun.ztunnel.agent_link import AgentLink
 from pyztun.ztunnel.form import not_workloads
 from pyztun.ztunnel.inpod import InPod
 from pyztun.ztunnel.limits import MAX_FLOWS, PIPES, Needs
 from pyztun.ztunnel.zds_receiver import ZdsReceiver
+from pyztun.ztunnel.zds_wait import ZdsWait
 
 if TYPE_CHECKING:
     from pyztun.netns import NetNs
@@ -37,18 +36,19 @@ class ZdsForm:
         )
 
     def open(self) -> None:
-        """Nothing: the socket file is the agent's."""
+        """The socket file is the agent's."""
+        self._wait = ZdsWait()
 
     def answers(self, budget: Budget, log: Log) -> Answers:
         """The relay, which is loaded only now."""
         from pyztun.ztunnel.relaying import Relaying
 
         wanted = self._settings
-        return Relaying(wanted.relay, wanted.inpod.all_ports, budget, log, self._log_format)
+        ports = wanted.inpod.all_ports
+        return Relaying(wanted.relay, ports, budget, log, self._log_format, self._wait.look)
 
     def prepare(self, workloads: Workloads, budget: Budget, home: NetNs, log: Log) -> None:
-        wanted, self._wake = self._settings, os.eventfd(0)
-        self._wait = waits.Zds(self._wake)
+        wanted = self._settings
         inpod = InPod(wanted.inpod, home.fileno(), log)
         self._receiver = ZdsReceiver(
             self._wait,
@@ -75,10 +75,7 @@ class ZdsForm:
         """The agent learns of our end by that of the connection."""
 
     def stop(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        self._wait.end()
 
     def close(self) -> None:
-        if self._wake >= 0:
-            self._wait.close()
-            os.close(self._wake)
-            self._wake = -1
+        self._wait.close()

@@ -33,10 +33,15 @@ if TYPE_CHECKING:
     from pyztun.ztunnel.agent_link import AgentLink
     from pyztun.ztunnel.inpod import InPod
     from pyztun.ztunnel.workloads import Workloads
+    from pyztun.ztunnel.zds_wait import ZdsWait
+
+DESTROYED = "its listeners were destroyed"
+LOOK_EVERY = 0.1
+"""Seconds from one look at all listeners to the next: root in a pod can destroy them in a loop."""
 
 
 class ZdsReceiver:
-    """Serves the agent until it is woken; what it serves goes on meanwhile and afterwards.
+    """Serves the agent until its end; what it serves goes on meanwhile and afterwards.
 
     :param workloads: what is served, by inode of the netns.
     :param home_fd: netns of the thread that calls run(), proven, borrowed.
@@ -46,7 +51,7 @@ class ZdsReceiver:
 
     def __init__(
         self,
-        wait: waits.Zds,
+        wait: ZdsWait,
         link: AgentLink,
         inpod: InPod,
         workloads: Workloads,
@@ -63,22 +68,24 @@ class ZdsReceiver:
         self._state = states.Ztunnel()
         self._infos: dict[str, zds.WorkloadInfo] = {}
         self._pending = Pending()
+        self._look_at, self._looked_at = NEVER, 0.0
         wait.serve(inpod.plan, home_fd)
         for inode in not_workloads:
             wait.know(inode)
         link.on_end = self._state.disconnected
 
     def run(self) -> None:
-        """Blocks until the wake fd is readable."""
+        """Blocks until the wait is told to end."""
         serve = {
             waits.TAKEN: self._taken,
             waits.ADD: self._add,
             waits.MESSAGE: self._message,
             waits.CLOSED: self._closed,
             waits.DUE: self._due,
+            waits.ZDS_WOKEN: self._look_soon,
         }
         self._due()
-        while (event := self._next()) != waits.ZDS_WOKEN:
+        while (event := self._next()) != waits.ZDS_WOKEN or not self._wait.is_end():
             try:
                 serve[event]()
             finally:
@@ -93,15 +100,32 @@ class ZdsReceiver:
     # ---- time --------------------------------------------------------------------------------
 
     def _patience(self) -> float | None:
-        due = min(self._pending.next_due(), self._link.dial_at)
+        due = min(self._pending.next_due(), self._link.dial_at, self._look_at)
         return None if due == NEVER else max(0.0, due - monotonic())
 
     def _due(self) -> None:
-        """Dials, if it is time, and tries what is pending and due."""
+        """Does what it is time for: dials, looks, tries what is pending."""
+        if self._look_at <= monotonic():
+            self._look()
         if self._link.dial_at <= monotonic() and self._link.dial():
             self._state.connected()
         for waiting in self._pending.due():
             self._try_again(waiting)
+
+    def _look_soon(self) -> None:
+        self._look_at = min(self._look_at, self._looked_at + LOOK_EVERY)
+
+    def _look(self) -> None:
+        """Makes again what was destroyed, wherever that was; not where another netns is to come."""
+        self._look_at, self._looked_at = NEVER, monotonic()
+        for uid, inode in list(self._state.served_in.items()):
+            held: Workload = self._served[inode]  # type: ignore[index]
+            netns = held.netns
+            if netns is None or not held.destroyed or uid in self._pending:
+                continue
+            if not self._mend(uid, held, netns.fileno()):
+                held.netns = None
+                self._make_again(uid, held, netns)
 
     def _closed(self) -> None:
         lost = self._request.lost
@@ -233,12 +257,12 @@ class ZdsReceiver:
         self._pending.drop(uid)
         held = self._served[self._request.inode]
         self._infos[uid] = info
-        if not all(map(native.is_listening, held.listeners)):
-            self._stop(uid, "its listeners were destroyed")
-            self._try_first(states.START, uid, info)
-        else:
+        if self._mend(uid, held, self._request.fd):
             self._workloads.rename(held, _names(info))
             self._agree()
+        else:
+            self._stop(uid, DESTROYED)
+            self._try_first(states.START, uid, info)
 
     def _try_first(self, action: str, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
         waiting = self._asked_for(uid, info)
@@ -250,6 +274,36 @@ class ZdsReceiver:
         self._refuse(
             f"{reason}; pending, will be tried again", uid=printable(uid), netns=waiting.cookie
         )
+
+    def _mend(self, uid: str, held: Workload, netns_fd: int) -> bool:
+        """Makes listeners that were destroyed again, and nothing else. False: not all of them."""
+        ports = []
+        try:
+            for index in held.destroyed:
+                ports.append(self._inpod.ports[index])
+                listener = self._inpod.open_one(netns_fd, ports[-1])
+                self._workloads.mend(held, index, listener)
+        except SyscallError:
+            return False
+        if ports:
+            self._log.event(
+                "warning",
+                "listeners-mended",
+                reason=DESTROYED,
+                uid=printable(uid),
+                netns=held.cookie,
+                ports=",".join(map(str, ports)),
+            )
+        return True
+
+    def _make_again(self, uid: str, held: Workload, netns: OwnedFd) -> None:
+        """The same workload in the netns that it had (owned), with new listeners; else pending."""
+        waiting = Waiting(uid, self._infos[uid], netns, held.inode, held.cookie)
+        self._stop(uid, DESTROYED)
+        reason = self._attempt(states.START, waiting)
+        self._settle(waiting, reason)
+        if reason:
+            self._log.event("warning", "pending", uid=printable(uid), reason=reason)
 
     def _asked_for(self, uid: str, info: zds.WorkloadInfo) -> Waiting:
         """The workload of this request, whose descriptor it takes over."""

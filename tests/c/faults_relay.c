@@ -297,7 +297,7 @@ static int two_at_a_time(struct pz_failure *failure)
     int64_t give_up = clock_ms() + PATIENCE_MS;
 
     (void)failure;
-    while (relay_counters(&site).paused == 0)
+    while (relay_pauses(&site) == 0)
         CHECK(clock_ms() < give_up);
     reset(first);
     close(server);

@@ -525,6 +525,13 @@ struct pz_relay_counters relay_counters(const struct relay_site *site)
     return now;
 }
 
+uint64_t relay_pauses(const struct relay_site *site)
+{
+    struct pz_relay_counters now = relay_counters(site);
+
+    return now.paused + now.held_back;
+}
+
 void await_flows(const struct relay_site *site, uint64_t flows)
 {
     int64_t give_up = clock_ms() + PATIENCE_MS;

@@ -125,6 +125,8 @@ struct pz_flow_event hear_event(struct relay_site *site);
 struct pz_flow_event expect_end_of_flow(struct relay_site *site, enum pz_end end);
 void expect_no_event(struct relay_site *site);
 struct pz_relay_counters relay_counters(const struct relay_site *site);
+/* Times that a thread has stopped accepting, for whichever reason. */
+uint64_t relay_pauses(const struct relay_site *site);
 /* Until so many connections are relayed now. */
 void await_flows(const struct relay_site *site, uint64_t flows);
 bool is_address(const struct pz_address *address, const char *ip, uint16_t port);

@@ -112,6 +112,8 @@ def test_no_room_for_more_connections(captured: Stage) -> None:
     assert waiting is not None
     assert captured.fates(SHORT, (OUT6, IN4)) == every(SILENT, (OUT6, IN4))
     assert echoes(held[0])
+    line = node.ztunnel.stderr.wait_for(" accept-held-back ")
+    assert f" netns={captured.inside.netns.cookie} " in line
     began = time.monotonic()
     for each in held[:4]:
         each.close()
@@ -119,7 +121,6 @@ def test_no_room_for_more_connections(captured: Stage) -> None:
     assert waiting.recv(100)  # the server is reached now
     print(f"accepted {time.monotonic() - began:.3f} s after there was room")
     assert time.monotonic() - began < 1
-    node.ztunnel.stderr.wait_for(" accept-paused ")
     assert captured.fate(IN6) == RELAYED
     for each in held:
         each.close()
@@ -132,6 +133,7 @@ def check_full_table(stage: Stage) -> None:
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     assert stage.fates(SHORT, (OUT4, IN6)) == every(SILENT, (OUT4, IN6))
+    stage.node.ztunnel.stderr.wait_for(" accept-paused ")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     began = time.monotonic()
     assert stage.fates() == every(RELAYED)

@@ -188,19 +188,21 @@ def test_the_same_netns_by_another_path_is_the_same(node: Node, pod: Pod) -> Non
 
 
 @pytest.mark.parametrize("during_snapshot", [False, True])
-def test_listeners_that_root_in_the_pod_destroyed_are_made_anew_by_the_next_add(
+def test_listeners_that_root_in_the_pod_destroyed_are_made_again(
     node: Node, pod: Pod, during_snapshot: bool
 ) -> None:
+    """Alone, and if that were yet to come by an Add."""
     node.link.serve("u", pod)
     assert node.link.snapshot_sent() == ""
-    done = pod.exec("ss", "-K", "-ltn", "sport = :15008")
-    if 15008 in zt_zds.ports(pod):
-        pytest.skip(f"this kernel cannot destroy sockets: {done.stderr.strip()}")
     if during_snapshot:
         node.reconnect()
+    for _ in range(2):
+        done = pod.exec("ss", "-K", "-ltnH", "sport = :15008")
+        if ":15008" not in done.stdout:
+            pytest.skip(f"this kernel cannot destroy sockets: {done.stderr.strip()}")
+        node.daemon.stderr.wait_for("listeners-mended")  # the first time
     assert node.link.add("u", pod, zt_zds.info("renamed")) == ""
     assert serves(pod)
-    node.daemon.stderr.wait_for("workload=renamed")
     if during_snapshot:
         assert node.link.snapshot_sent() == ""
     assert serves(pod)

@@ -24,6 +24,7 @@ from pyztun.ztunnel.inpod import InPod
 from pyztun.ztunnel.settings import InPodSettings
 from pyztun.ztunnel.workloads import Workloads
 from pyztun.ztunnel.zds_receiver import ZdsReceiver
+from pyztun.ztunnel.zds_wait import ZdsWait
 from support import zt_zds
 from support.pods import Pod
 from support.zt_zds import Agent, blocker, ports, until
@@ -49,11 +50,11 @@ def twin(uid: str) -> str:
     return next(other for other in map(str, count()) if cell(other) == cell(uid) and other != uid)
 
 
-class Watched(waits.Zds):
+class Watched(ZdsWait):
     """Writes down what is known, and what came of each Add."""
 
-    def __init__(self, wake: int) -> None:
-        super().__init__(wake)
+    def __init__(self) -> None:
+        super().__init__()
         self.known: Counter[tuple[int, str]] = Counter()
         self.adds: list[int] = []
 
@@ -83,8 +84,7 @@ class Receiver:
 
     def _open(self, path: str, no_workload: Pod | None) -> None:
         self._agent = self._stack.enter_context(Agent(path))
-        wake = self._eventfd()
-        self._wait = Watched(wake)
+        self._wait = Watched()
         self._stack.callback(self._wait.close)
         responder = Responder(max_connections=4, deadline=1)
         self._stack.callback(responder.close)
@@ -97,14 +97,9 @@ class Receiver:
         thread = threading.Thread(target=self._run)
         thread.start()
         self._stack.callback(thread.join)
-        self._stack.callback(os.eventfd_write, wake, 1)
+        self._stack.callback(self._wait.end)
         self.link = self._agent.accept()
         assert self.link.snapshot_sent() == ""
-
-    def _eventfd(self) -> int:
-        made = os.eventfd(0)
-        self._stack.callback(os.close, made)
-        return made
 
     def _run(self) -> None:
         with NetNs.current() as home:
