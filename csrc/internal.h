@@ -133,6 +133,12 @@ enum { PZ_KERNEL_MAX_FDS = 253 };
  */
 long pz_receive_once(int sock, void *buf, size_t cap, int *fds, size_t *nfds, int *lost);
 
+/* linux/in6.h; kernel ABI, not in every libc's headers. */
+enum { PZ_IPV6_TRANSPARENT = 75, PZ_IPV6_FREEBIND = 78 };
+
+/* listen.c: setsockopt() of an int. Returns 0 or -errno. */
+int pz_set_int(int fd, int level, int name, int value);
+
 /* listen.c: options, bind, listen on a socket that exists. Returns 0 or -errno. */
 int pz_make_listening(int fd, const struct pz_listener *wanted, int index,
                       struct pz_failure *failure);

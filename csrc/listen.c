@@ -21,19 +21,17 @@ struct option {
     int name[2];
 };
 
-enum { IPV6_TRANSPARENT_ = 75, IPV6_FREEBIND_ = 78 }; /* linux/in6.h, not in every libc's headers */
-
 static const struct option OPTIONS[] = {
     {PZ_REUSEADDR, PZ_STEP_SO_REUSEADDR, {SOL_SOCKET, SOL_SOCKET}, {SO_REUSEADDR, SO_REUSEADDR}},
     {PZ_REUSEPORT, PZ_STEP_SO_REUSEPORT, {SOL_SOCKET, SOL_SOCKET}, {SO_REUSEPORT, SO_REUSEPORT}},
     {PZ_TRANSPARENT,
      PZ_STEP_TRANSPARENT,
      {IPPROTO_IP, IPPROTO_IPV6},
-     {IP_TRANSPARENT, IPV6_TRANSPARENT_}},
-    {PZ_FREEBIND, PZ_STEP_FREEBIND, {IPPROTO_IP, IPPROTO_IPV6}, {IP_FREEBIND, IPV6_FREEBIND_}},
+     {IP_TRANSPARENT, PZ_IPV6_TRANSPARENT}},
+    {PZ_FREEBIND, PZ_STEP_FREEBIND, {IPPROTO_IP, IPPROTO_IPV6}, {IP_FREEBIND, PZ_IPV6_FREEBIND}},
 };
 
-static int set_int(int fd, int level, int name, int value)
+int pz_set_int(int fd, int level, int name, int value)
 {
     return setsockopt(fd, level, name, &value, sizeof value) == -1 ? -errno : 0;
 }
@@ -47,12 +45,12 @@ static int set_options(int fd, const struct pz_listener *wanted, int index,
         const struct option *option = &OPTIONS[i];
         if (!(wanted->flags & option->flag))
             continue;
-        int rc = set_int(fd, option->level[six], option->name[six], 1);
+        int rc = pz_set_int(fd, option->level[six], option->name[six], 1);
         if (rc < 0)
             return pz_fail(failure, option->step, index, -rc);
     }
     if (six) {
-        int rc = set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, wanted->flags & PZ_V6ONLY ? 1 : 0);
+        int rc = pz_set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, wanted->flags & PZ_V6ONLY ? 1 : 0);
         if (rc < 0)
             return pz_fail(failure, PZ_STEP_V6ONLY, index, -rc);
     }

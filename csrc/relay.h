@@ -16,6 +16,9 @@
 #define PZ_RELAY_MAX_THREADS 64
 /* Listeners of one pod. */
 #define PZ_RELAY_MAX_DOORS 8
+/* Events that wait at most, and those of one pz_relay_next(). */
+#define PZ_RELAY_EVENTS 16384
+#define PZ_RELAY_BATCH  1024
 
 /* What a listener in a pod is for. */
 enum pz_door_kind {

@@ -25,13 +25,11 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
-/* linux/in.h, linux/in6.h and linux/netfilter_ipv4.h; kernel ABI, not in every libc's headers. */
+/* linux/in.h and linux/netfilter_ipv4.h; kernel ABI, not in every libc's headers. */
 enum {
     PAUSE_MS = 100,
     ORIGINAL_DST = 80, /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST */
     NO_PORT = 24,      /* IP_BIND_ADDRESS_NO_PORT, for both families at level IP */
-    TRANSPARENT_6 = 75,
-    FREEBIND_6 = 78
 };
 
 union any_address {
@@ -79,18 +77,13 @@ static socklen_t size_of(const union any_address *a)
     return a->any.sa_family == AF_INET ? sizeof a->four : sizeof a->six;
 }
 
-static int set_int(int fd, int level, int name, int value)
-{
-    return setsockopt(fd, level, name, &value, sizeof value) == -1 ? -errno : 0;
-}
-
 void pz_door_options(int fd)
 {
-    set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 180);
-    set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 180);
-    set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, 9);
+    pz_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    pz_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    pz_set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 180);
+    pz_set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 180);
+    pz_set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, 9);
     pz_reset_on_close(fd, true);
 }
 
@@ -160,11 +153,12 @@ static int take_source(int fd, const union any_address *source, uint16_t *own_so
     bool six = source->any.sa_family == AF_INET6;
     union any_address any_port = *source;
 
-    int rc = set_int(fd, six ? IPPROTO_IPV6 : IPPROTO_IP, six ? TRANSPARENT_6 : IP_TRANSPARENT, 1);
+    int rc = pz_set_int(fd, six ? IPPROTO_IPV6 : IPPROTO_IP,
+                        six ? PZ_IPV6_TRANSPARENT : IP_TRANSPARENT, 1);
     if (rc < 0)
         return rc;
-    set_int(fd, six ? IPPROTO_IPV6 : IPPROTO_IP, six ? FREEBIND_6 : IP_FREEBIND, 1);
-    set_int(fd, IPPROTO_IP, NO_PORT, 1);
+    pz_set_int(fd, six ? IPPROTO_IPV6 : IPPROTO_IP, six ? PZ_IPV6_FREEBIND : IP_FREEBIND, 1);
+    pz_set_int(fd, IPPROTO_IP, NO_PORT, 1);
     any_port.six.sin6_port = 0;
     *own_source = bind(fd, &any_port.any, size_of(&any_port)) == -1;
     return 0;

@@ -20,7 +20,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { ROOM = 16384, BATCH = 1024, GATHER_MS = 20 };
+enum { ROOM = PZ_RELAY_EVENTS, BATCH = PZ_RELAY_BATCH, GATHER_MS = 20 };
 
 struct entry {
     struct pz_flow_event event;

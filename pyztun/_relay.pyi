@@ -5,6 +5,8 @@ from pyztun._core import FFI, CData
 class Lib:
     PZ_RELAY_MAX_THREADS: int
     PZ_RELAY_MAX_DOORS: int
+    PZ_RELAY_EVENTS: int
+    PZ_RELAY_BATCH: int
     PZ_DOOR_OUTBOUND: int
     PZ_DOOR_INBOUND: int
     PZ_DOOR_HBONE: int

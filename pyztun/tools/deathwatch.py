@@ -16,24 +16,22 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pyztun.errors import SyscallError, name_of
+from pyztun.protocol import netlink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pyztun.netns import NetNs
 
-# linux/rtnetlink.h, linux/net_namespace.h, linux/netlink.h
+# linux/rtnetlink.h, linux/net_namespace.h
 RTM_NEWNSID, RTM_DELNSID, RTM_GETNSID = 88, 89, 90
 RTNLGRP_NSID = 28
 NETNSA_NSID, NETNSA_FD = 1, 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 NEEDS = "needs CAP_NET_ADMIN over our own netns"
 
-HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 FAMILY = bytes(4)  # struct rtgenmsg, padded
-ATTRIBUTE = struct.Struct("=HHi")  # length, type, value; every one of ours is an int
+INT = struct.Struct("=i")  # every attribute of ours is one
 
 
 class Deathwatch:
@@ -51,7 +49,7 @@ class Deathwatch:
         # Left to itself the kernel gives a freed number again, and the news of one end would be
         # taken for the news of another.
         self._next = 1 + max([self._next, *self.living()])
-        self._ask(RTM_NEWNSID, NLM_F_ACK, fd, (NETNSA_NSID, self._next))
+        self._ask(RTM_NEWNSID, netlink.ACK, fd, (NETNSA_NSID, self._next))
         return self._ask(RTM_GETNSID, 0, fd)[0]
 
     def is_gone(self, nsid: int, seconds: float = 0.0) -> bool:
@@ -61,23 +59,22 @@ class Deathwatch:
             left = max(0.0, deadline - monotonic())
             if not select.select([self._news], [], [], left)[0]:
                 return False
-            message = self._news.recv(65536)
-            self._gone.update(each for kind, each in _nsids(message) if kind == RTM_DELNSID)
+            news = netlink.messages(self._news.recv(netlink.LONGEST))
+            self._gone.update(each for kind, each in _nsids(news) if kind == RTM_DELNSID)
         return True
 
     def living(self) -> list[int]:
         """Every nsid that the kernel lists at home now."""
-        return self._ask(RTM_GETNSID, NLM_F_DUMP)
+        return self._ask(RTM_GETNSID, netlink.DUMP)
 
     def _ask(self, kind: int, flags: int, *attributes: tuple[int, int]) -> list[int]:
-        body = FAMILY + b"".join(ATTRIBUTE.pack(ATTRIBUTE.size, *pair) for pair in attributes)
-        header = HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 0, 0)
-        self._requests.send(header + body)
+        packed = (netlink.attribute(name, INT.pack(value)) for name, value in attributes)
+        self._requests.send(netlink.request(kind, flags, FAMILY + b"".join(packed)))
         found: list[int] = []
         while True:
-            message = self._requests.recv(65536)
-            found += [nsid for _, nsid in _nsids(message)]
-            if flags != NLM_F_DUMP or any(each == NLMSG_DONE for each, _ in _messages(message)):
+            answer = list(netlink.messages(self._requests.recv(netlink.LONGEST)))
+            found += [nsid for _, nsid in _nsids(answer)]
+            if flags != netlink.DUMP or any(each.kind == netlink.DONE for each in answer):
                 return found
 
     def close(self) -> None:
@@ -92,26 +89,15 @@ def _netlink(groups: int) -> socket.socket:
     return sock
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of each message in a datagram."""
-    while len(datagram) >= HEADER.size:
-        length, kind, _, _, _ = HEADER.unpack_from(datagram)
-        yield kind, datagram[HEADER.size : length]
-        datagram = datagram[(length + 3) & ~3 :]
-
-
-def _nsids(datagram: bytes) -> Iterator[tuple[int, int]]:
+def _nsids(messages: Iterable[netlink.Message]) -> Iterator[tuple[int, int]]:
     """(type, nsid) of each message that names one. SyscallError for a refusal."""
-    for kind, body in _messages(datagram):
-        if kind == NLMSG_ERROR:
-            number = -struct.unpack_from("=i", body)[0]
-            if number not in (0, errno.EEXIST):
-                needs = f" ({NEEDS})" if number == errno.EPERM else ""
-                raise SyscallError(number, f"rtnetlink at home: {name_of(number)}{needs}")
-        elif kind in (RTM_NEWNSID, RTM_DELNSID):
-            attributes = body[len(FAMILY) :]
-            while len(attributes) >= ATTRIBUTE.size:
-                length, name, value = ATTRIBUTE.unpack_from(attributes)
+    for message in messages:
+        if message.kind == netlink.ERROR:
+            if message.error not in (0, errno.EEXIST):
+                needs = f" ({NEEDS})" if message.error == errno.EPERM else ""
+                what = f"rtnetlink at home: {name_of(message.error)}{needs}"
+                raise SyscallError(message.error, what)
+        elif message.kind in (RTM_NEWNSID, RTM_DELNSID):
+            for name, value in netlink.attributes(message.body[len(FAMILY) :]):
                 if name == NETNSA_NSID:
-                    yield kind, value
-                attributes = attributes[(length + 3) & ~3 :]
+                    yield message.kind, INT.unpack(value)[0]

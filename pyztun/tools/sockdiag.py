@@ -10,20 +10,16 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-import struct
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyztun.errors import SyscallError, name_of
+from pyztun.protocol import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NETLINK_SOCK_DIAG = 4
-BUFFER = 65536
 PATIENCE = 5.0  # seconds; the kernel answers within the call
-HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 
 class Place(NamedTuple):
@@ -81,29 +77,18 @@ def _ask(diag: socket.socket, proto: str, request: bytes) -> Iterator[Listening]
     try:
         diag.send(request)
         while True:
-            datagram = diag.recv(BUFFER)
-            for kind, start in _messages(datagram):
-                if kind == NLMSG_DONE:
+            datagram = diag.recv(netlink.LONGEST)
+            for message in netlink.messages(datagram):
+                if message.kind == netlink.DONE:
                     return
-                if kind == NLMSG_ERROR:
-                    raise _refused(datagram, start, proto)
-                yield _decode(proto, datagram, start)
+                if message.kind == netlink.ERROR:
+                    raise _refused(message.error, proto)
+                yield _decode(proto, datagram, message.start)
     except TimeoutError as error:
         raise SyscallError(errno.ETIMEDOUT, f"sock_diag {proto}: no answer") from error
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int]]:
-    """(type, offset) of each message of a datagram."""
-    start = 0
-    while start + HEADER.size <= len(datagram):
-        length, kind, _, _, _ = HEADER.unpack_from(datagram, start)
-        yield kind, start
-        start += max(HEADER.size, (length + 3) & ~3)
-
-
-def _refused(datagram: bytes, start: int, proto: str) -> SyscallError:
-    raw = datagram[start + HEADER.size : start + HEADER.size + 4]
-    number = -int.from_bytes(raw, sys.byteorder, signed=True)
+def _refused(number: int, proto: str) -> SyscallError:
     # It is a module, which the kernel loads for root when it is asked for the first time.
     hint = f" (the kernel has no {proto}_diag)" if number == errno.ENOENT else ""
     return SyscallError(number, f"sock_diag {proto}: {name_of(number)}{hint}")

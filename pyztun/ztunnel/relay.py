@@ -6,6 +6,7 @@ away, and reads what became of their connections; it never sees a byte of them.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ PORTS: Mapping[int, int] = {
 }
 """What a port is for, as in Istio's ztunnel."""
 NO_MARK: int = lib.PZ_END_NO_MARK
+MAX_BATCHES: int = lib.PZ_RELAY_EVENTS // lib.PZ_RELAY_BATCH
+"""Of events, that wait at most."""
+STARTS = {errno.EPERM: "setns(home)", errno.EAGAIN: "pthread_create", errno.ENOMEM: "malloc"}
+"""What it is that fails when the relay starts, as far as the errno tells."""
 COUNTERS = (
     "accepted",
     "refused",
@@ -90,7 +95,7 @@ class Relay:
         settings.half_close_ms = _ms(options.half_close_timeout)
         settings.log, settings.json = log is not None, log == "json"
         handle = lib.pz_relay_new(settings, error)
-        native.check(error[0], "setns", "the relay's netns")
+        native.check(error[0], STARTS.get(-error[0], "pz_relay_new"), "the relay")
         self._handle = ffi.gc(handle, lib.pz_relay_free)
         self._batch = ffi.new("struct pz_batch *")
 

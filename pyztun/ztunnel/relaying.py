@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyztun.ztunnel.access_log import AccessLog
 from pyztun.ztunnel.inpod import MARK
-from pyztun.ztunnel.relay import NO_MARK, Door, Relay, RelayOptions
+from pyztun.ztunnel.relay import MAX_BATCHES, NO_MARK, Door, Relay, RelayOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from pyztun.ztunnel.limits import Budget
     from pyztun.ztunnel.settings import RelaySettings
     from pyztun.ztunnel.workloads import Workload
-
-LAST_BATCHES = 32
-"""Of events at the end: as many as wait at most (ROOM and BATCH of csrc/relay_journal.c), twice."""
 
 
 class Relaying:
@@ -138,7 +135,7 @@ class Relaying:
 
     def finish(self) -> int:
         cut = self._relay.finish(self._drain)
-        for _ in range(LAST_BATCHES):
+        for _ in range(2 * MAX_BATCHES):  # some may end meanwhile
             if not self._read(0):
                 break
         return cut

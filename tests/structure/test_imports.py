@@ -43,6 +43,7 @@ PURE = (
     "cni.capture.wire",
     "cni.commands.words",
     "protocol",
+    "protocol.netlink",
     "protocol.seed",
     "protocol.zds",
     "protocol.zds_agent",

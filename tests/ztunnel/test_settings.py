@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from pyztun import native
+from pyztun.ztunnel import relay_env
 from pyztun.ztunnel.settings import InPodSettings, SeedSettings, Settings, ZdsSettings, parse
 from support import privilege
 from support.programs import run_program
@@ -148,6 +150,11 @@ def test_there_are_as_many_threads_as_cores_and_two_at_least() -> None:
     form = parse(["--zds", "S"], {}).form
     assert isinstance(form, ZdsSettings)
     assert form.relay.threads == min(max(2, len(os.sched_getaffinity(0))), 64)
+
+
+def test_threads_are_what_the_relay_takes() -> None:
+    """Said twice, so that the options are read without loading the relay."""
+    assert native.load_relay()[1].PZ_RELAY_MAX_THREADS == relay_env.MAX_THREADS
 
 
 def test_agents_are_root_ourselves_and_who_is_named() -> None:
