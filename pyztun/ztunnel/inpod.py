@@ -2,8 +2,15 @@
 
 What Istio's ztunnel makes (src/proxy.rs, src/inpod/config.rs): 15008, 15006 and 15001 on the
 wildcard address, SO_REUSEPORT so that an upgrade can serve a pod twice, and, where the process may,
-IP_TRANSPARENT and a mark that the pod's own rules leave alone. REDIRECT of what arrives from
-outside goes to the address of the incoming interface, so loopback would not do.
+a mark that the pod's own rules leave alone. REDIRECT of what arrives from outside goes to the
+address of the incoming interface, so loopback would not do.
+
+Not its IP_TRANSPARENT, which REDIRECT has no use for. A client may have two connections from one
+port, to two ports of a pod; both are redirected to 15006, so the kernel gives the second another
+source port, behind the early demux, which has found the first one's socket for it. It takes that
+back (nf_nat_ipv4_local_in(), Linux 5.13), but not from a socket that is transparent, as those are
+that such a listener accepts: the second connection's SYN would go to the first one's socket, again
+and again.
 
 A `[::]` listener without IPV6_V6ONLY takes IPv4 too, also where IPv6 is switched off by sysctl.
 Only a kernel or pod without the family at all (EAFNOSUPPORT, EADDRNOTAVAIL) gets 0.0.0.0.
@@ -27,8 +34,8 @@ if TYPE_CHECKING:
 MARK = 0x539
 """SO_MARK of everything that ztunnel sends; in-pod rules do not capture it (RULES: 1337)."""
 
+SET_MARK = "setsockopt(SO_MARK)"
 NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-PRIVILEGED = ("setsockopt(SO_MARK)", "setsockopt(IP_TRANSPARENT)")
 
 
 class InPod:
@@ -42,10 +49,10 @@ class InPod:
         """:param home_fd: netns of the thread that will call open(), proven, borrowed."""
         self._home_fd, self._log = home_fd, log
         self._plans: dict[InPodSettings, native.ListenPlan] = {}
-        if wanted.privileged and not _may_mark():
-            wanted = replace(wanted, privileged=False)
+        if wanted.marked and not _may_mark():
+            wanted = replace(wanted, marked=False)
             self._say_unprivileged("the process lacks CAP_NET_ADMIN and CAP_NET_RAW")
-        self._said = not wanted.privileged
+        self._said = not wanted.marked
         self._wanted = wanted
         self.ports = wanted.all_ports
         self.plan = self._plan(wanted)
@@ -82,11 +89,11 @@ class InPod:
         syscall, index = plan.failed_at()
         if wanted.ipv6 and number in NO_FAMILY and plan.specs[index].family == native.IPV6:
             return replace(wanted, ipv6=False)
-        if wanted.privileged and number == errno.EPERM and syscall in PRIVILEGED:
+        if wanted.marked and number == errno.EPERM and syscall == SET_MARK:
             if not self._said:
                 self._say_unprivileged(str(plan.failed(-number)))
                 self._said = True
-            return replace(wanted, privileged=False)
+            return replace(wanted, marked=False)
         return None
 
     def _say_unprivileged(self, reason: str) -> None:
@@ -94,7 +101,7 @@ class InPod:
             "warning",
             "no-mark",
             reason=reason,
-            consequence="listeners without SO_MARK and IP_TRANSPARENT; nothing can be relayed",
+            consequence="listeners without SO_MARK; nothing can be relayed",
         )
 
     def _plan(self, wanted: InPodSettings) -> native.ListenPlan:
@@ -109,9 +116,7 @@ def _specs(wanted: InPodSettings) -> list[native.ListenerSpec]:
     if wanted.socks5:
         places.append(("127.0.0.1", SOCKS5_PORT))
     flags = native.NONBLOCK | (native.REUSEPORT if wanted.reuse_port else native.REUSEADDR)
-    mark = 0
-    if wanted.privileged:
-        flags, mark = flags | native.TRANSPARENT, MARK
+    mark = MARK if wanted.marked else 0
     return [
         listener_spec(host, port, backlog=wanted.backlog, flags=flags, mark=mark)
         for host, port in places

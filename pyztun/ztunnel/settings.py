@@ -81,7 +81,7 @@ class InPodSettings:
     :ivar loopback: on 127.0.0.1 instead of the wildcard address.
     :ivar ipv6: the wildcard address is [::], which takes IPv4 too.
     :ivar reuse_port: SO_REUSEPORT, so that two ztunnels can serve a pod at once.
-    :ivar privileged: SO_MARK and IP_TRANSPARENT.
+    :ivar marked: with SO_MARK, where the process may.
     :ivar socks5: also 127.0.0.1:15080.
     """
 
@@ -89,7 +89,7 @@ class InPodSettings:
     loopback: bool = False
     ipv6: bool = True
     reuse_port: bool = True
-    privileged: bool = True
+    marked: bool = True
     socks5: bool = False
     backlog: int = 128
 

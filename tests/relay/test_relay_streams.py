@@ -97,6 +97,28 @@ def test_the_port_may_be_bound_by_the_client(pair: Pair) -> None:
                     assert carries(client, server)
 
 
+@FAMILIES
+@CAPTURED
+def test_one_client_port_to_several_ports_at_once(
+    node: Node, captured: tuple[bool, bool], family: int
+) -> None:
+    """Both are redirected to the same one of ours, so the kernel has to give them other sources."""
+    kind = (socket.AF_INET, socket.AF_INET6)[family]
+    with node.pair(captured) as pair, ExitStack() as stack:
+        here, there = pair.addresses(family)
+        for port in range(PORT, PORT + 5):
+            listener = stack.enter_context(listening(pair.server.netns, there, port))
+            client = stack.enter_context(pair.client.netns.socket(kind))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.settimeout(SECONDS)
+            client.bind((here, 20000))
+            client.connect((there, port))
+            server, seen = accept(listener)
+            stack.enter_context(server)
+            assert seen == here
+            assert carries(client, server)
+
+
 # ---- half-close ----------------------------------------------------------------------------------
 
 

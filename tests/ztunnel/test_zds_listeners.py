@@ -35,9 +35,7 @@ def addresses(found: dict[int, Listener]) -> dict[int, str]:
 # ---- as they are ---------------------------------------------------------------------------------
 
 
-def test_wildcard_with_reuse_port_mark_and_transparent(
-    start: Start, sock_path: str, pod: Pod
-) -> None:
+def test_wildcard_with_reuse_port_and_mark(start: Start, sock_path: str, pod: Pod) -> None:
     needs.require("needs_root")
     with Node(start, sock_path) as node:
         found = only_workload(node, pod)
@@ -46,7 +44,7 @@ def test_wildcard_with_reuse_port_mark_and_transparent(
             assert each.backlog == BACKLOG
             assert (each.reuse_port, each.reuse_addr) == (True, False)
             assert not each.v6only
-            assert (each.mark, each.transparent) == (MARK, True)
+            assert (each.mark, each.transparent) == (MARK, False)
         node.end()
     assert node.daemon.complaints() == []
 
@@ -162,7 +160,7 @@ def test_either_capability_is_enough(
     wrap = ["setpriv", f"--inh-caps=-{other}", f"--bounding-set=-{other}"]
     with Node(start, sock_path, wrap=wrap) as node:
         for each in only_workload(node, pod).values():
-            assert (each.mark, each.transparent) == (MARK, True)
+            assert (each.mark, each.transparent) == (MARK, False)
         node.end()
     assert node.daemon.complaints() == []
 
