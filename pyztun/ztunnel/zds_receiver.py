@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from pyztun.ztunnel.zds_wait import ZdsWait
 
 DESTROYED = "its listeners were destroyed"
-LOOK_EVERY = 0.1
-"""Seconds from one look at all listeners to the next: root in a pod can destroy them in a loop."""
+LOOK_PAUSE, LOOK_SHARE = 0.1, 8
+"""Between two looks at all listeners, as root in a pod can destroy its own in a loop: seconds at
+least, and as many times as long as a look takes."""
 
 
 class ZdsReceiver:
@@ -68,7 +69,7 @@ class ZdsReceiver:
         self._state = states.Ztunnel()
         self._infos: dict[str, zds.WorkloadInfo] = {}
         self._pending = Pending()
-        self._look_at, self._looked_at = NEVER, 0.0
+        self._look_at, self._next_look = NEVER, 0.0
         wait.serve(inpod.plan, home_fd)
         for inode in not_workloads:
             wait.know(inode)
@@ -113,11 +114,11 @@ class ZdsReceiver:
             self._try_again(waiting)
 
     def _look_soon(self) -> None:
-        self._look_at = min(self._look_at, self._looked_at + LOOK_EVERY)
+        self._look_at = min(self._look_at, self._next_look)
 
     def _look(self) -> None:
         """Makes again what was destroyed, wherever that was; not where another netns is to come."""
-        self._look_at, self._looked_at = NEVER, monotonic()
+        self._look_at, began = NEVER, monotonic()
         for uid, inode in list(self._state.served_in.items()):
             held: Workload = self._served[inode]  # type: ignore[index]
             netns = held.netns
@@ -126,6 +127,8 @@ class ZdsReceiver:
             if not self._mend(uid, held, netns.fileno()):
                 held.netns = None
                 self._make_again(uid, held, netns)
+        now = monotonic()
+        self._next_look = now + max(LOOK_PAUSE, LOOK_SHARE * (now - began))
 
     def _closed(self) -> None:
         lost = self._request.lost
