@@ -252,7 +252,8 @@ void pz_door_leave(struct thread *t, struct place *place)
     place->is_paused = false;
 }
 
-static void pause_door(struct thread *t, struct place *place)
+/* WHY: the counter of such pauses, of which the reader tells. */
+static void pause_door(struct thread *t, struct place *place, _Atomic uint64_t *why)
 {
     epoll_ctl(t->epoll, EPOLL_CTL_DEL, place->door->listener, NULL);
     if (place->is_paused)
@@ -263,7 +264,8 @@ static void pause_door(struct thread *t, struct place *place)
         t->resume_ms = t->now_ms + PAUSE_MS;
     *t->paused_end = place;
     t->paused_end = &place->next_paused;
-    pz_journal_wake(t->relay->journal); /* the reader tells why, by the counters */
+    pz_count(why, 1);
+    pz_journal_wake(t->relay->journal);
 }
 
 void pz_door_resume(struct thread *t)
@@ -276,10 +278,8 @@ void pz_door_resume(struct thread *t)
         struct place *next = paused->next_paused;
         struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = paused};
         paused->is_paused = false;
-        if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, paused->door->listener, &event) == -1) {
-            pz_count(&t->counters.paused, 1);
-            pause_door(t, paused);
-        }
+        if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, paused->door->listener, &event) == -1)
+            pause_door(t, paused, &t->counters.paused);
         paused = next;
     }
 }
@@ -292,8 +292,7 @@ bool pz_door_ready(struct thread *t, struct place *place)
 
     if (!pz_place_take(t->relay, pod)) {
         atomic_store(&t->relay->held_back_pod, pod->id);
-        pz_count(&t->counters.held_back, 1);
-        pause_door(t, place);
+        pause_door(t, place, &t->counters.held_back);
         return false;
     }
     memset(&source, 0, sizeof source);
@@ -313,8 +312,7 @@ bool pz_door_ready(struct thread *t, struct place *place)
         pz_count(&t->counters.lost_listeners, 1);
         pz_journal_wake(t->relay->journal);
     } else { /* no descriptors, no memory; what may last, and epoll would repeat for ever */
-        pz_count(&t->counters.paused, 1);
-        pause_door(t, place);
+        pause_door(t, place, &t->counters.paused);
     }
     return false;
 }
