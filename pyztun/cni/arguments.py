@@ -93,7 +93,7 @@ def _combine(flags: dict[str, bool], timeout: float, rest: list[str]) -> Asked:
     if release and listing:
         raise UsageError("--release and --list exclude each other")
     if not rest:
-        raise UsageError("SOCKET is missing")
+        raise UsageError("SOCKET is missing, or a command: agent, add, del, list, status")
     if not rest[0]:
         raise UsageError("SOCKET is empty")
     if listing and len(rest) > 1:

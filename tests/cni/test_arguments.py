@@ -38,8 +38,8 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 REFUSED = [
-    ("", "SOCKET is missing"),
-    ("--list", "SOCKET is missing"),
+    ("", "SOCKET is missing, or a command: agent, add, del, list, status"),
+    ("--list", "SOCKET is missing, or a command: agent, add, del, list, status"),
     ("S", "NETNS is missing"),
     ("S --release", "NETNS is missing"),
     ("S --list a", "--list takes no NETNS"),

@@ -182,11 +182,13 @@ def test_add_tells_that_connections_were_reset(sock_path: str) -> None:
     with Receiver(sock_path, http({**WORKLOAD, "connections_reset": True})):
         done = cni("add", HERE, "--control", sock_path)
     assert done.stdout.splitlines()[1:] == ["connections from before were reset"]
-    kept = {**WORKLOAD, "connections_reset": True}
-    with Receiver(sock_path, refusal("no-ztunnel", "no ztunnel; kept", workload=kept)):
-        done = cni("add", HERE, "--control", sock_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.endswith("kept (uid u); connections from before were reset\n")
+    closed = ", new ones are refused until it is ready (`pyztun-cni del` ends that)"
+    for capture, rest in (("redirect", closed), ("none", "")):
+        kept = {**WORKLOAD, "connections_reset": True, "capture": capture}
+        with Receiver(sock_path, refusal("no-ztunnel", "no ztunnel; kept", workload=kept)):
+            done = cni("add", HERE, "--control", sock_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.endswith(f"kept (uid u); connections from before were reset{rest}\n")
 
 
 def test_add_tells_what_is_wrong_all_the_same(sock_path: str) -> None:

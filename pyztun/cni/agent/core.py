@@ -162,8 +162,8 @@ class Core:
         if reference is None:
             raise Refusal(
                 requests.BAD_REQUEST,
-                f"{wanted.netns!r} is neither an absolute path nor a name, pid:N or fd:N; "
-                "and /proc/self would be the agent",
+                f"{wanted.netns!r} is no absolute path, name, pid:N or fd:N, or it is one below "
+                "/proc/self, which would be the agent",
             )
         opened = self._opener.open_wanted(wanted, reference)
         try:

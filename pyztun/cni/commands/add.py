@@ -75,6 +75,7 @@ FIELDS = {
 
 CAPTURES = ("redirect", "none")
 RESET = "connections from before were reset"
+CLOSED = "new ones are refused until it is ready (`pyztun-cni del` ends that)"
 
 
 def main(words: Sequence[str]) -> int:
@@ -123,6 +124,7 @@ def _add(given: Given, control: str, timeout: float) -> int:
             rest = f" (uid {kept.get('uid')})" if kept else ""
             if kept and kept.get("connections_reset") is True:
                 rest += f"; {RESET}"
+                rest += f", {CLOSED}" if kept.get("capture") == "redirect" else ""
             return frame.fail(_about(reference, f"{refused.reason}{rest}"))
         except KeyboardInterrupt:
             return frame.fail(
