@@ -25,7 +25,6 @@ enum {
     LISTENERS = 3,
     BACKLOG = 128,
     MARK = 0x539,
-    TRANSPARENT_V6 = 75, /* IPV6_TRANSPARENT of linux/in6.h */
     MAX_WORKLOADS = 4096,
     MAX_MESSAGE = 1024,
     ADD = 0x0a,
@@ -62,8 +61,6 @@ static void make_listening(int sock, unsigned short port)
     struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
 
     set(sock, SOL_SOCKET, SO_REUSEPORT, 1);
-    if (held.privileged)
-        set(sock, IPPROTO_IPV6, TRANSPARENT_V6, 1);
     set(sock, IPPROTO_IPV6, IPV6_V6ONLY, 0);
     if (held.privileged)
         set(sock, SOL_SOCKET, SO_MARK, MARK);

@@ -106,6 +106,8 @@ int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
     int accepted = ((call *)real("accept4"))(fd, address, size, flags);
 
     if (accepted >= 0 && is("says nothing") && is_tcp_listener(fd)) {
+        const struct linger gently = {0}; /* no RST, which is what an accepted socket inherits */
+        setsockopt(accepted, SOL_SOCKET, SO_LINGER, &gently, sizeof gently);
         close(accepted);
         return ((call *)real("accept4"))(fd, address, size, flags);
     }
