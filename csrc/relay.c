@@ -19,7 +19,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-enum { SHARE = 4, EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50, YOUNG_MS = 1000 };
+enum { SHARE = 4, EVENTS = 64, QUEUED_AT_END = 4096, FINISH_SLICE_MS = 50 };
 
 /* ---- commands, in a thread ---- */
 
@@ -190,7 +190,6 @@ static struct pz_pod *new_pod(const struct pz_relay *r, int netns_fd, const stru
 static int open_door(struct pz_relay *r, struct door *door)
 {
     pz_door_options(door->listener);
-    door->young_until_ms = pz_now_ms() + YOUNG_MS;
     for (unsigned i = 0; i < r->n; i++) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
                                     .data.ptr = &door->places[i]};

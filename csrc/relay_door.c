@@ -87,6 +87,16 @@ void pz_door_options(int fd)
     pz_reset_on_close(fd, true);
 }
 
+/* What was in the listener's queue before it had them, which may be long ago, has none. SO_LINGER
+ * is the last one. */
+static bool has_options(int fd)
+{
+    struct linger linger = {.l_onoff = 0};
+    socklen_t size = sizeof linger;
+
+    return getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 && linger.l_onoff;
+}
+
 /* ---- who, and whereto ---- */
 
 /* False: conntrack does not know it. */
@@ -196,7 +206,7 @@ static void serve(struct thread *t, struct place *place, int fd, union any_addre
     const struct door *door = place->door;
     union any_address destination;
 
-    if (t->now_ms < door->young_until_ms)
+    if (!has_options(fd))
         pz_door_options(fd);
     struct flow *flow = pz_flow_new(t, place, fd);
     if (flow == NULL)
@@ -252,9 +262,22 @@ void pz_door_leave(struct thread *t, struct place *place)
     place->is_paused = false;
 }
 
-/* WHY: the counter of such pauses, of which the reader tells. */
+/* Root in the pod has destroyed the listener (ss -K): whoever reads the journal sees to it. */
+static void lose_door(struct thread *t, struct place *place)
+{
+    pz_door_leave(t, place);
+    pz_count(&t->counters.lost_listeners, 1);
+    pz_journal_wake(t->relay->journal);
+}
+
+/* WHY: the counter of such pauses, of which the reader tells. Of a listener that was destroyed
+ * accept() would tell, but only where there is room. */
 static void pause_door(struct thread *t, struct place *place, _Atomic uint64_t *why)
 {
+    if (pz_is_listening(place->door->listener) == 0) {
+        lose_door(t, place);
+        return;
+    }
     epoll_ctl(t->epoll, EPOLL_CTL_DEL, place->door->listener, NULL);
     if (place->is_paused)
         return;
@@ -307,12 +330,9 @@ bool pz_door_ready(struct thread *t, struct place *place)
         return false;
     if (error == EINTR || error == ECONNABORTED)
         return true;
-    if (error == EINVAL) { /* root in the pod destroyed the listener (ss -K) */
-        pz_door_leave(t, place);
-        pz_count(&t->counters.lost_listeners, 1);
-        pz_journal_wake(t->relay->journal);
-    } else { /* no descriptors, no memory; what may last, and epoll would repeat for ever */
+    if (error == EINVAL)
+        lose_door(t, place);
+    else /* no descriptors, no memory; what may last, and epoll would repeat for ever */
         pause_door(t, place, &t->counters.paused);
-    }
     return false;
 }

@@ -61,8 +61,7 @@ struct door {
     int listener;
     uint16_t kind;
     uint16_t port;
-    int64_t young_until_ms; /* what was queued before pz_relay_take() has no options of it */
-    struct place *places;   /* by thread */
+    struct place *places; /* by thread */
 };
 
 struct pz_pod {

@@ -102,7 +102,7 @@ class Relaying:
         tell(
             "accept-held-back",
             now["held_back"],
-            reason="a pod has its share of the connections that fit",
+            reason=f"netns {now['held_back_pod']} has its share of the connections that fit",
             netns=now["held_back_pod"],
         )
 

@@ -25,6 +25,7 @@ from pyztun.fds import OwnedFd
 from pyztun.protocol import zds
 from pyztun.protocol import zds_ztunnel as states
 from pyztun.protocol.seed import printable
+from pyztun.service.backoff import Backoff
 from pyztun.ztunnel.pending import NEVER, Pending, Waiting
 from pyztun.ztunnel.workloads import Workload
 
@@ -39,6 +40,8 @@ DESTROYED = "its listeners were destroyed"
 LOOK_PAUSE, LOOK_SHARE = 0.1, 8
 """Between two looks at all listeners, as root in a pod can destroy its own in a loop: seconds at
 least, and as many times as long as a look takes."""
+LAST_PAUSE = 5.0
+"""Seconds that a look comes later at most while some cannot be made again."""
 
 
 class ZdsReceiver:
@@ -70,6 +73,7 @@ class ZdsReceiver:
         self._infos: dict[str, zds.WorkloadInfo] = {}
         self._pending = Pending()
         self._look_at, self._next_look = NEVER, 0.0
+        self._look_backoff = Backoff(LOOK_PAUSE, LAST_PAUSE)
         wait.serve(inpod.plan, home_fd)
         for inode in not_workloads:
             wait.know(inode)
@@ -117,18 +121,15 @@ class ZdsReceiver:
         self._look_at = min(self._look_at, self._next_look)
 
     def _look(self) -> None:
-        """Makes again what was destroyed, wherever that was; not where another netns is to come."""
+        """Makes again what was destroyed, wherever that was; later what cannot be had now."""
         self._look_at, began = NEVER, monotonic()
-        for uid, inode in list(self._state.served_in.items()):
-            held: Workload = self._served[inode]  # type: ignore[index]
-            netns = held.netns
-            if netns is None or not held.destroyed or uid in self._pending:
-                continue
-            if not self._mend(uid, held, netns.fileno()):
-                held.netns = None
-                self._make_again(uid, held, netns)
+        reasons = [self._mend(uid) for uid in self._state.served_in]
         now = monotonic()
         self._next_look = now + max(LOOK_PAUSE, LOOK_SHARE * (now - began))
+        if any(reasons):
+            self._look_at = max(self._next_look, now + self._look_backoff.next())
+        else:
+            self._look_backoff.reset()
 
     def _closed(self) -> None:
         lost = self._request.lost
@@ -258,14 +259,13 @@ class ZdsReceiver:
     def _confirm(self, uid: str, info: zds.WorkloadInfo) -> None:
         """The workload is served there. Listeners that root in the pod destroyed are made again."""
         self._pending.drop(uid)
-        held = self._served[self._request.inode]
         self._infos[uid] = info
-        if self._mend(uid, held, self._request.fd):
-            self._workloads.rename(held, _names(info))
-            self._agree()
+        self._workloads.rename(self._served[self._request.inode], _names(info))
+        if reason := self._mend(uid):
+            self._look_soon()
+            self._refuse(f"{reason}; will be tried again", uid=printable(uid))
         else:
-            self._stop(uid, DESTROYED)
-            self._try_first(states.START, uid, info)
+            self._agree()
 
     def _try_first(self, action: str, uid: str, info: zds.WorkloadInfo, failed: int = 0) -> None:
         waiting = self._asked_for(uid, info)
@@ -278,35 +278,33 @@ class ZdsReceiver:
             f"{reason}; pending, will be tried again", uid=printable(uid), netns=waiting.cookie
         )
 
-    def _mend(self, uid: str, held: Workload, netns_fd: int) -> bool:
-        """Makes listeners that were destroyed again, and nothing else. False: not all of them."""
-        ports = []
-        try:
-            for index in held.destroyed:
-                ports.append(self._inpod.ports[index])
-                listener = self._inpod.open_one(netns_fd, ports[-1])
-                self._workloads.mend(held, index, listener)
-        except SyscallError:
-            return False
+    def _mend(self, uid: str) -> str:
+        """Makes its listeners that were destroyed again, and nothing else. Why not, or nothing."""
+        held: Workload = self._served[self._state.served_in[uid]]  # type: ignore[index]
+        ports, reason = [], ""
+        for index in held.destroyed:
+            port = self._inpod.ports[index]
+            try:
+                self._mend_one(held, index, port)
+                ports.append(port)
+            except SyscallError as error:
+                reason = str(error)
         if ports:
-            self._log.event(
-                "warning",
-                "listeners-mended",
-                reason=DESTROYED,
-                uid=printable(uid),
-                netns=held.cookie,
-                ports=",".join(map(str, ports)),
-            )
-        return True
-
-    def _make_again(self, uid: str, held: Workload, netns: OwnedFd) -> None:
-        """The same workload in the netns that it had (owned), with new listeners; else pending."""
-        waiting = Waiting(uid, self._infos[uid], netns, held.inode, held.cookie)
-        self._stop(uid, DESTROYED)
-        reason = self._attempt(states.START, waiting)
-        self._settle(waiting, reason)
+            self._tell_mended(uid, held, "listeners-mended", f"{DESTROYED}: {uid} {ports}")
         if reason:
-            self._log.event("warning", "pending", uid=printable(uid), reason=reason)
+            self._tell_mended(uid, held, "listeners-missing", f"{reason}: {uid}")
+        return reason
+
+    def _mend_one(self, held: Workload, index: int, port: int) -> None:
+        if held.netns is not None:
+            listener = self._inpod.open_one(held.netns.fileno(), port)
+            self._workloads.mend(held, index, listener)
+
+    def _tell_mended(self, uid: str, held: Workload, event: str, reason: str) -> None:
+        """Root in the pod can have it told at will, so it is summed up: of each reason."""
+        self._log.event(
+            "peer", event, reason=printable(reason), uid=printable(uid), netns=held.cookie
+        )
 
     def _asked_for(self, uid: str, info: zds.WorkloadInfo) -> Waiting:
         """The workload of this request, whose descriptor it takes over."""

@@ -115,7 +115,7 @@ struct fault {
 };
 
 static const struct fault FAULTS[] = {
-    {"no original destination", "127.0.0.1", CALL_GETSOCKOPT, 1, ENOPROTOOPT, OUT_PORT,
+    {"no original destination", "127.0.0.1", CALL_GETSOCKOPT, 2, ENOPROTOOPT, OUT_PORT,
      PZ_END_DIRECT, 0},
     {"no own address", LOOP_OUT, CALL_GETSOCKNAME, 1, ENOBUFS, INBOUND_PORT, PZ_END_DIRECT, 0},
     {"no address, and maybe a loop", NOT_OURS, CALL_BIND, 1, EACCES, INBOUND_PORT, PZ_END_LOOP, 0},

@@ -279,6 +279,27 @@ static void all_doors_go_on_behind_a_pause(void)
     close_relay(&site);
 }
 
+/* However long it waits: it has inherited nothing, and its end is an RST all the same. */
+static void what_was_queued_before_the_pod_was_taken(void)
+{
+    struct pz_relay_settings settings = relay_settings();
+    struct relay_site site = {.netns = new_captured_pod(), .relay = new_relay(&settings)};
+
+    open_listeners(&site);
+    int listener = serve_in_pod(site.netns, "127.0.0.1", OUT_PORT);
+    int client = dial_in_pod(site.netns, "127.0.0.1", OUT_PORT);
+    site.pod = take_pod(&site, POD_ID, "name");
+    int server = answer_call(listener);
+    expect_pass(client, server, "there");
+    pz_relay_drop(site.relay, site.pod);
+    expect_rst(client);
+    expect_rst(server);
+    close(client);
+    close(server);
+    close(listener);
+    close_relay(&site);
+}
+
 /* ---- a lost listener ---- */
 
 /* As root of the pod may do by `ss -K`. The reader is woken, to look. */
@@ -302,6 +323,26 @@ static void a_listener_that_is_destroyed(void)
     hear_event(&site);
     hear_event(&site);
     pz_relay_drop(site.relay, site.pod);
+    close_relay(&site);
+}
+
+/* Where accept() is not even called. */
+static void a_listener_that_is_destroyed_while_its_pod_waits(void)
+{
+    struct pz_relay_settings settings = relay_settings();
+
+    settings.max_flows = 1;
+    struct relay_site site = open_relay(settings);
+    struct talk talk = open_talk(&site, "127.0.0.1", OUT_PORT);
+    int waiting = dial_in_pod(site.netns, "127.0.0.1", OUT_PORT + 1);
+    await_pause(&site);
+    CHECK_EQ(shutdown(site.doors[0].listener, SHUT_RDWR), 0);
+    int64_t give_up = clock_ms() + LONG_MS;
+    while (relay_counters(&site).lost_listeners == 0)
+        CHECK(clock_ms() < give_up);
+    expect_rst(waiting);
+    close(waiting);
+    close_talk(talk);
     close_relay(&site);
 }
 
@@ -331,11 +372,18 @@ static void a_listener_that_is_mended(void)
 int main(void)
 {
     static const struct test tests[] = {
-        TEST(more_than_a_pods_share_wait),      TEST(greedy_pods),
-        TEST(accept_that_fails_is_tried_again), TEST(a_full_fd_table),
-        TEST(a_connection_that_was_aborted),    TEST(a_pause_that_does_not_end_at_once),
-        TEST(a_pod_ends_while_it_is_paused),    TEST(all_doors_go_on_behind_a_pause),
-        TEST(a_listener_that_is_destroyed),     TEST(a_listener_that_is_mended),
+        TEST(more_than_a_pods_share_wait),
+        TEST(greedy_pods),
+        TEST(accept_that_fails_is_tried_again),
+        TEST(a_full_fd_table),
+        TEST(a_connection_that_was_aborted),
+        TEST(a_pause_that_does_not_end_at_once),
+        TEST(a_pod_ends_while_it_is_paused),
+        TEST(all_doors_go_on_behind_a_pause),
+        TEST(what_was_queued_before_the_pod_was_taken),
+        TEST(a_listener_that_is_destroyed),
+        TEST(a_listener_that_is_destroyed_while_its_pod_waits),
+        TEST(a_listener_that_is_mended),
     };
 
     return run_tests("relay_door.c: places", tests, COUNT(tests));

@@ -39,7 +39,7 @@ def test_listener_lost(captured: Stage, port: int) -> None:
     began = time.monotonic()
     destroy(captured, port)
     captured.node.ztunnel.stderr.wait_for(
-        lambda line: " listeners-mended " in line and f" ports={port}" in line
+        lambda line: " listeners-mended " in line and f"[{port}]" in line
     )
     print(f"{port} mended {time.monotonic() - began:.3f} s after ss was started")
     assert captured.fates() == every(RELAYED)

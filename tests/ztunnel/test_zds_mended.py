@@ -81,48 +81,38 @@ def test_an_add_mends_too(receiver: Receiver, make_pod: MakePod) -> None:
     assert is_whole(receiver, pod)
 
 
-def test_where_one_cannot_be_had_all_are_made_again(
+def test_what_cannot_be_had_is_tried_again_and_nothing_else_ends(
     receiver: Receiver, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An Add is refused meanwhile, so that the agent knows."""
     pod = make_pod()
     receiver.takes("u", pod)
     before = receiver.served(pod)
-    failing(monkeypatch, "open_one")
+    kept = before.listeners[0], before.listeners[2]
+    works_again = failing(monkeypatch, "open_one")
     receiver.destroy(pod, 1)
     receiver.wait.look()
-    until(lambda: receiver.served(pod) is not before, "made again")
-    assert is_whole(receiver, pod)
-    assert before.listeners == []
+    answer = receiver.link.add("u", pod)
+    assert "EMFILE" in answer
+    assert "tried again" in answer
+    assert before.destroyed == [1]
     assert receiver.knows(("u", pod))
-
-
-def test_where_none_can_be_had_it_is_pending(
-    receiver: Receiver, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its ports are closed meanwhile; the retry is that of every Add that fails."""
-    pod = make_pod()
-    receiver.takes("u", pod)
-    failing(monkeypatch, "open_one")
-    works_again = failing(monkeypatch, "open")
-    receiver.destroy(pod, 1)
-    receiver.wait.look()
-    until(lambda: ports(pod) == set(), "stopped")
-    assert receiver.knows()
     works_again()
-    until(lambda: receiver.knows(("u", pod)), "healed")
-    assert ports(pod) == zt_zds.PORTS
+    until(lambda: is_whole(receiver, pod), "healed")
+    assert receiver.served(pod) is before
+    assert (before.listeners[0], before.listeners[2]) == kept
+    assert receiver.link.add("u", pod) == ""
 
 
-def test_what_is_about_to_be_replaced_stays_as_it_is(receiver: Receiver, make_pod: MakePod) -> None:
-    """The last netns of a uid wins; to make listeners in the one before would end the wait."""
+def test_so_is_what_is_about_to_be_replaced(receiver: Receiver, make_pod: MakePod) -> None:
+    """It is served until then; and the wait for the other netns goes on."""
     one, two = make_pod(), make_pod()
     receiver.takes("u", one)
     with blocker(two):
         assert "pending" in receiver.link.add("u", two)
-        lost = receiver.destroy(one, 1)
+        receiver.destroy(one, 1)
         receiver.wait.look()
-        for _ in range(3):
-            assert receiver.served(one).listeners[1] == lost
-        assert receiver.served(one).destroyed == [1]
+        until(lambda: is_whole(receiver, one), "mended")
+        assert ports(one) == zt_zds.PORTS
     until(lambda: receiver.knows(("u", two)), "replaced")
     assert ports(one) == set()
