@@ -110,7 +110,7 @@ class Receiver:
 
     def _take_again(self, held: Workload) -> None:
         """Answers for a netns that is held. Listeners that root in the pod destroyed are remade."""
-        if all(map(native.is_listening, held.listeners)):
+        if not held.destroyed:
             self._handoff.answer(seed.ready(self._addresses, held.cookie))
             return
         self._workloads.drop(held)

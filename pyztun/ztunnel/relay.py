@@ -31,20 +31,7 @@ MAX_BATCHES: int = lib.PZ_RELAY_EVENTS // lib.PZ_RELAY_BATCH
 """Of events, that wait at most."""
 STARTS = {errno.EPERM: "setns(home)", errno.EAGAIN: "pthread_create", errno.ENOMEM: "malloc"}
 """What it is that fails when the relay starts, as far as the errno tells."""
-COUNTERS = (
-    "accepted",
-    "refused",
-    "closed",
-    "own_source",
-    "paused",
-    "held_back",
-    "held_back_pod",
-    "lost_listeners",
-    "lost_events",
-    "flows",
-    "pipes",
-)
-"""Of struct pz_relay_counters, beside the bytes."""
+COUNTERS = [name for name, _ in ffi.typeof("struct pz_relay_counters").fields if name != "bytes"]
 
 
 @dataclass(frozen=True)

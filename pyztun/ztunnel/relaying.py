@@ -37,8 +37,8 @@ class Relaying:
         self._said_no_mark = self._is_stopping = self._is_closing = False
         path = settings.access_log
         self._access_log = AccessLog(path) if path else None
-        self._told: dict[str, int] = {}
-        self._lost, self._on_lost = 0, on_lost
+        self._seen: dict[str, int] = {}
+        self._on_lost = on_lost
         self._relay = Relay(
             RelayOptions(
                 settings.threads,
@@ -87,8 +87,7 @@ class Relaying:
             self._tell("access-log-dropped", written.dropped, reason=written.reason)
         counted = self._relay.counters()
         self._tell_counters(counted)
-        if counted["lost_listeners"] > self._lost:
-            self._lost = counted["lost_listeners"]
+        if self._growth("lost-listeners", counted["lost_listeners"]):
             self._on_lost()
         if counted["refused"] and not self._said_no_mark:
             self._look_for_no_mark(count)
@@ -108,10 +107,14 @@ class Relaying:
 
     def _tell(self, event: str, total: int, **fields: object) -> None:
         """Logs what has grown since it was told last."""
-        more = total - self._told.get(event, 0)
-        if more:
-            self._told[event] = total
+        if more := self._growth(event, total):
             self._log.event("peer", event, **fields, count=more)
+
+    def _growth(self, what: str, total: int) -> int:
+        """By how much it has grown since this was asked last."""
+        more = total - self._seen.get(what, 0)
+        self._seen[what] = total
+        return more
 
     def _look_for_no_mark(self, count: int) -> None:
         events = self._relay.events

@@ -281,11 +281,15 @@ class ZdsReceiver:
     def _mend(self, uid: str) -> str:
         """Makes its listeners that were destroyed again, and nothing else. Why not, or nothing."""
         held: Workload = self._served[self._state.served_in[uid]]  # type: ignore[index]
+        netns = held.netns
+        if netns is None:  # of no workload of this form
+            return ""
         ports, reason = [], ""
         for index in held.destroyed:
             port = self._inpod.ports[index]
             try:
-                self._mend_one(held, index, port)
+                listener = self._inpod.open_one(netns.fileno(), port)
+                self._workloads.mend(held, index, listener)
                 ports.append(port)
             except SyscallError as error:
                 reason = str(error)
@@ -294,11 +298,6 @@ class ZdsReceiver:
         if reason:
             self._tell_mended(uid, held, "listeners-missing", f"{reason}: {uid}")
         return reason
-
-    def _mend_one(self, held: Workload, index: int, port: int) -> None:
-        if held.netns is not None:
-            listener = self._inpod.open_one(held.netns.fileno(), port)
-            self._workloads.mend(held, index, listener)
 
     def _tell_mended(self, uid: str, held: Workload, event: str, reason: str) -> None:
         """Root in the pod can have it told at will, so it is summed up: of each reason."""

@@ -59,6 +59,17 @@ static void more_than_a_pods_share_wait(void)
     close_relay(&site);
 }
 
+/* At one relay, which is that of the first. */
+static void open_pods(struct relay_site pods[PODS], struct pz_relay_settings settings)
+{
+    pods[0] = open_relay(settings);
+    for (int i = 1; i < PODS; i++) {
+        pods[i] = (struct relay_site){.netns = new_captured_pod(), .relay = pods[0].relay};
+        open_listeners(&pods[i]);
+        pods[i].pod = take_pod(&pods[i], (uint64_t)i, "other");
+    }
+}
+
 /* Each leaves something for the next. */
 static void greedy_pods(void)
 {
@@ -69,12 +80,7 @@ static void greedy_pods(void)
     int waiting[PODS];
 
     settings.max_flows = 16;
-    pods[0] = open_relay(settings);
-    for (int i = 1; i < PODS; i++) {
-        pods[i] = (struct relay_site){.netns = new_captured_pod(), .relay = pods[0].relay};
-        open_listeners(&pods[i]);
-        pods[i].pod = take_pod(&pods[i], (uint64_t)i, "other");
-    }
+    open_pods(pods, settings);
     for (int i = 0; i < PODS; i++) {
         in_row("pod %d", i);
         uint64_t before = relay_counters(&pods[0]).held_back;
@@ -215,12 +221,7 @@ static void a_pod_ends_while_it_is_paused(void)
 
     settings.max_flows = 1;
     settings.threads = 1;
-    pods[0] = open_relay(settings);
-    for (int i = 1; i < PODS; i++) {
-        pods[i] = (struct relay_site){.netns = new_captured_pod(), .relay = pods[0].relay};
-        open_listeners(&pods[i]);
-        pods[i].pod = take_pod(&pods[i], (uint64_t)i, "other");
-    }
+    open_pods(pods, settings);
     struct talk talk = open_talk(&pods[2], "127.0.0.1", OUT_PORT + 1);
     wait_at(&pods[0], waiting[0], 2);
     wait_at(&pods[1], waiting[1], 4);
